@@ -1,0 +1,1 @@
+"""The silo: data, models, training, ledger, policy, node."""

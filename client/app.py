@@ -1,0 +1,99 @@
+"""The Flower ClientApp of a silo: decode, call, encode.
+
+This is the silo's edge: whatever goes wrong inside, the other side gets a refusal code and no text, and every reply
+stands in `egress.jsonl` before it is handed to Flower.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TypeVar
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client import round as local_round
+from client.round import REGISTRIES
+from client.silo import Silo, folder_of
+from strategies import wire
+from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, RefusalCode, StudyError
+from strategies.study import Study
+
+I = TypeVar("I", wire.Invite, wire.Train, wire.Close)
+
+app = ClientApp()
+
+
+@app.query("invite")
+def invite(message: Message, context: Context) -> Message:
+    """Does this silo take part?"""
+    return _answer(message, context, wire.Invite, local_round.join)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train one round."""
+    return _answer(message, context, wire.Train, _train)
+
+
+@app.evaluate()
+def close(message: Message, context: Context) -> Message:
+    """The run is over."""
+    return _answer(message, context, wire.Close, local_round.close)
+
+
+def _train(request: wire.Train, study: Study, silo: Silo) -> wire.Update:
+    job = local_round.prepare(request, study, silo)
+    if isinstance(job, wire.Update):
+        return job
+    (result,) = local_round.train([job])
+    return local_round.finish(job, result)
+
+
+def _answer(
+    message: Message, context: Context, kind: type[I], handle: Callable[[I, Study, Silo], wire.Reply]
+) -> Message:
+    silo: Silo | None = None
+    reply: wire.Reply
+    try:
+        silo = Silo.open(folder_of(context.node_config))
+        request = wire.from_record(message.content, (kind,))
+        reply = handle(request, _study(str(context.run_config.get("study", ""))), silo)
+    except FedsiloError as error:
+        reply = wire.Refused(code=_code(error))
+        _note(silo, logging.WARNING, f"refused ({reply.code}): {error}")
+    except Exception as error:  # noqa: BLE001 - the edge of the silo: no exception text may leave
+        reply = wire.Refused(code=RefusalCode.INTERNAL)
+        _note(silo, logging.ERROR, f"refused ({reply.code}): {''.join(traceback.format_exception(error))}")
+    if silo is not None:
+        silo.record_egress(str(message.metadata.run_id), _round_of(reply), reply)
+    return Message(wire.to_record(reply), reply_to=message)
+
+
+def _code(error: FedsiloError) -> RefusalCode:
+    if isinstance(error, Refusal):
+        return error.code
+    for kind, code in ((StudyError, RefusalCode.STUDY), (DataError, RefusalCode.DATA),
+                       (ProtocolError, RefusalCode.PROTOCOL)):
+        if isinstance(error, kind):
+            return code
+    return RefusalCode.INTERNAL
+
+
+def _note(silo: Silo | None, level: int, sentence: str) -> None:
+    if silo is None:
+        logging.getLogger("fedsilo.silo").log(level, sentence)
+    else:
+        silo.log(level, sentence)
+
+
+def _round_of(reply: wire.Reply) -> int:
+    return reply.round if isinstance(reply, wire.Update) else 0
+
+
+@lru_cache(maxsize=16)
+def _study(text: str) -> Study:
+    return Study.parse(text, REGISTRIES)

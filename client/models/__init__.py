@@ -1,0 +1,1 @@
+"""One architecture a file; a file with a `Model` subclass is a registered model."""

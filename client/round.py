@@ -1,0 +1,279 @@
+"""One local round, read top to bottom: prepare -> train -> finish.
+
+`prepare` answers every question that may refuse the round (is this the agreed run, would the budget fit), and makes
+the reservation durable before a record is read. `train` takes jobs, one from the client app, many from an engine that
+owns the loop. `finish` makes the reply durable, then the release, and only then hands the reply out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.data import tabular
+from client.data.records import Records
+from client.models.base import MODELS, Shape, build, layout_of, load_weights
+from client.silo import Silo
+from client.training.evaluation import evaluate
+from client.training.local import Plan, train as train_locally
+from strategies import wire
+from strategies.base import Aux, Contribution
+from strategies.errors import ProtocolError, Refusal, RefusalCode
+from strategies.layout import Layout, Vector
+from strategies.manifest import CODE_VERSION, Manifest
+from strategies.privacy.accountant import epsilon
+from strategies.study import Registries, Study
+
+REGISTRIES = Registries(models=MODELS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A round that has been admitted and reserved.
+
+    Args:
+        silo: whose round it is.
+        study: the agreed study.
+        manifest: the agreed run.
+        round: from 1.
+        weights: as received.
+        aux: the strategy's vectors.
+        records: the silo's records.
+    """
+
+    silo: Silo
+    study: Study
+    manifest: Manifest
+    round: int
+    weights: Vector
+    aux: Aux
+    records: Records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What training made of a job."""
+
+    contribution: Contribution
+
+
+# --- joining ------------------------------------------------------------------------------------------------
+
+
+def join(invite: wire.Invite, study: Study, silo: Silo) -> wire.Accept:
+    """Answer an invitation: yes, if policy, data and budget allow the whole study.
+
+    Raises:
+        Refusal, DataError, SettingError: this silo does not take part.
+    """
+    if invite.study != study.digest:
+        raise Refusal(RefusalCode.STUDY, "the invitation cites another study than the one that came with the run")
+    if invite.code != CODE_VERSION:
+        raise Refusal(RefusalCode.STUDY, f"the server runs Fedsilo {invite.code}, this silo {CODE_VERSION}")
+    silo.policy.admit(study)
+    if invite.layout != model_layout(study).digest():
+        raise Refusal(RefusalCode.PROTOCOL, "the server's model has another layout than the study's model has here")
+    root, budget = silo.root()[0], silo.budget()
+    rounds = study.file.study.rounds
+    with silo.ledger() as ledger:
+        spent = ledger.spent(root)
+    if not budget.fits(spent, study.round_events() * rounds):
+        fitting = budget.rounds_that_fit(spent, study.round_events(), rounds)
+        raise Refusal(RefusalCode.BUDGET,
+                      f"the study does not fit into the budget of '{root}' at silo {silo.name}: {budget.spent(spent)} of "
+                      f"epsilon {budget.epsilon} at delta {budget.delta} is spent, {fitting} of its {rounds} rounds "
+                      "would fit; ask for fewer rounds or a smaller privacy.epsilon")
+    records = read_records(silo, study)
+    for note in (*records.notes, *_warnings(records, study)):
+        silo.log(logging.WARNING, note)
+    weight = silo.settings.weight if study.file.strategy.weights == "declared" else 1.0
+    return wire.Accept(silo=silo.name, weight=weight)
+
+
+def _warnings(records: Records, study: Study) -> list[str]:
+    """Sentences for the silo's own log: to refuse would reveal size or labels."""
+    found = []
+    expected = study.file.training.expected_batch_size or 0
+    if records.train.units < expected:
+        found.append(f"this silo has {records.train.units} training units, fewer than the study's expected batch of "
+                     f"{expected:g}: its updates are mostly noise")
+    if study.file.study.task == "classification" and len(torch.unique(records.train.y)) < 2:
+        found.append("this silo's training records are all of one class: its updates pull towards that class")
+    return found
+
+
+# --- a round ------------------------------------------------------------------------------------------------
+
+
+def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
+    """Admit a round and reserve its worst case; return the stored reply when the round was trained before.
+
+    Raises:
+        Refusal, ProtocolError, DataError: the round is not trained.
+    """
+    manifest = _agreed(request.manifest, study, silo)
+    if not 1 <= request.round <= study.file.study.rounds:
+        raise ProtocolError(f"round {request.round} is not in the study's 1 to {study.file.study.rounds}")
+    layout = model_layout(study)
+    weights = layout.check(request.weights, "the model")
+    broadcast = {name: layout.check(vector, name) for name, vector in request.broadcast.items()}
+    state = silo.state(manifest.run)
+    stored = state.reply(request.round)
+    root = silo.root()[0]
+    with silo.ledger() as ledger:
+        if request.received:
+            ledger.commit(run=manifest.run, round=request.received)
+        if stored is not None and (released := ledger.entry(run=manifest.run, round=request.round, kind="release")):
+            if released.body["sha256"] == hashlib.sha256(stored).hexdigest():
+                return wire.unpack(stored, (wire.Update,))
+        ledger.reserve(data_root=root, run=manifest.run, round=request.round, events=study.round_events(),
+                       budget=silo.budget())
+    home = {name: torch.from_numpy(array) for name, array in state.home().items()}
+    aux = Aux(broadcast={name: torch.from_numpy(np.array(v)) for name, v in broadcast.items()}, home=home)
+    return Job(silo=silo, study=study, manifest=manifest, round=request.round, weights=weights, aux=aux,
+               records=read_records(silo, study))
+
+
+def train(jobs: Sequence[Job]) -> list[Result]:
+    """Train every job from the weights that it received, after evaluating these on the silo's held-out records."""
+    return [_train_one(job) for job in jobs]
+
+
+def _train_one(job: Job) -> Result:
+    study, shape = job.study, Shape.of_study(job.study)
+    module = build(study.model, shape, study.file.study.seed)
+    load_weights(module, job.weights)
+    seen = evaluate(module, job.records.held_out, shape, study.metrics)
+    job.silo.log(logging.INFO, f"run {job.manifest.run[:8]} round {job.round}: model received has {_shown(seen)}")
+    after = train_locally(module, job.records.train, shape, plan_of(study, job.silo.name, job.round), study.strategy,
+                          job.aux)
+    before = torch.from_numpy(np.array(job.weights))
+    return Result(contribution=study.strategy.update(before, torch.from_numpy(after), job.aux))
+
+
+def finish(job: Job, result: Result) -> wire.Update:
+    """Make the round's reply durable and its release recorded; return the reply.
+
+    Raises:
+        ProtocolError: the update is not a finite vector of the model's layout.
+    """
+    weight = job.manifest.weight_of(job.silo.name)
+    vector = np.asarray(result.contribution.update, dtype=np.float32) * np.float32(weight)
+    reply = wire.Update(silo=job.silo.name, round=job.round, update=model_layout(job.study).check(vector, "the update"))
+    payload = wire.pack(reply)
+    state = job.silo.state(job.manifest.run)
+    if result.contribution.home is not None:
+        state.keep_home({name: np.asarray(array) for name, array in result.contribution.home.items()})
+    state.keep_reply(job.round, payload)
+    with job.silo.ledger() as ledger:
+        ledger.release(data_root=job.silo.root()[0], run=job.manifest.run, round=job.round,
+                       sha256=hashlib.sha256(payload).hexdigest())
+    return reply
+
+
+# --- the end ------------------------------------------------------------------------------------------------
+
+
+def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
+    """Acknowledge the end of a run: evaluate the final model for the silo's own log, state what was spent.
+
+    Raises:
+        ProtocolError, DataError: the request is not this run's, or the records cannot be read.
+    """
+    manifest = _agreed(request.manifest, study, silo)
+    shape = Shape.of_study(study)
+    module = build(study.model, shape, study.file.study.seed)
+    load_weights(module, model_layout(study).check(request.weights, "the model"))
+    seen = evaluate(module, read_records(silo, study).held_out, shape, study.metrics)
+    silo.log(logging.INFO, f"run {manifest.run[:8]}: final model has {_shown(seen)}")
+    root, budget, delta = silo.root()[0], silo.budget(), study.file.privacy.delta
+    with silo.ledger() as ledger:
+        if request.received:
+            ledger.commit(run=manifest.run, round=request.received)
+        here, ever = ledger.spent(root, run=manifest.run), ledger.spent(root)
+    spent = budget.spent(ever) if not math.isinf(budget.epsilon) else math.inf
+    statement = {
+        "silo": silo.name, "run": manifest.run, "study": study.digest, "unit": study.unit,
+        "neighbouring": "add-or-remove-one", "delta": delta, "accountant": study.file.privacy.accountant,
+        "epsilon": _finite(epsilon(here, delta, accountant=study.file.privacy.accountant)),
+        "budget": {"epsilon": _finite(budget.epsilon), "delta": budget.delta, "gate": "rdp", "order": budget.order,
+                   "spent": _finite(spent)},
+        "durability": silo.settings.ledger.durability,
+    }
+    return wire.Farewell(silo=silo.name, statement=json.dumps(statement, sort_keys=True))
+
+
+# --- shared -------------------------------------------------------------------------------------------------
+
+
+def _agreed(text: str, study: Study, silo: Silo) -> Manifest:
+    manifest = Manifest.from_json(text)
+    manifest.weight_of(silo.name)
+    if manifest.study != study.digest:
+        raise ProtocolError("the manifest cites another study than the one that came with the run")
+    if not silo.state(manifest.run).agree(text):
+        raise ProtocolError("the manifest is not the one that this run began with")
+    return manifest
+
+
+def plan_of(study: Study, silo_name: str, round: int) -> Plan:
+    """Return the public settings of local training.
+
+    Raises:
+        Refusal: the study has no expected batch size.
+    """
+    training, privacy = study.file.training, study.file.privacy
+    if training.expected_batch_size is None:
+        raise Refusal(RefusalCode.STUDY, "training.expected_batch_size is missing: a deployed study names one public "
+                                         "number of units a step")
+    key = hashlib.sha256(f"fedsilo/order/{study.file.study.seed}/{silo_name}/{round}".encode()).digest()
+    return Plan(private=study.private, sampling_rate=training.sampling_rate, steps=training.steps,
+                expected_batch_size=training.expected_batch_size,
+                max_records_per_unit=study.file.data.max_records_per_unit, clip_norm=privacy.clip_norm,
+                noise_multiplier=study.noise_multiplier, optimizer=study.optimizer,
+                seed=int.from_bytes(key[:8], "big"))
+
+
+@lru_cache(maxsize=8)
+def _layout(digest_and_text: tuple[str, str]) -> Layout:
+    study = Study.parse(digest_and_text[1], REGISTRIES)
+    return layout_of(build(study.model, Shape.of_study(study), study.file.study.seed))
+
+
+def model_layout(study: Study) -> Layout:
+    """Return the layout of the study's model."""
+    return _layout((study.digest, study.text))
+
+
+def read_records(silo: Silo, study: Study) -> Records:
+    """Return the silo's records for the study, read once while the file does not change.
+
+    Raises:
+        DataError: the records do not fit.
+    """
+    path = silo.data_path()
+    rename = tuple(sorted(silo.root()[1].rename.items()))
+    modified = path.stat().st_mtime_ns if path.exists() else 0
+    return _read_records(path, modified, study.text, rename)
+
+
+@lru_cache(maxsize=64)
+def _read_records(path: Path, _modified: int, text: str, rename: tuple[tuple[str, str], ...]) -> Records:
+    return tabular.load(path, Study.parse(text, REGISTRIES), dict(rename))
+
+
+def _shown(values: dict[str, float | None]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None) or "no metric"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,214 @@
+"""A silo is a folder: settings, policy, ledger, what a strategy keeps at home, and a log of all that left.
+
+    silo.toml  policy.toml  ledger.db  state/<run>/  egress.jsonl  logs/silo.log
+
+Which folder is this process's own is said by the environment (FEDSILO_SILO, or FEDSILO_SILOS and the partition id),
+never by what a server sends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tomllib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import safetensors.numpy
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from client.ledger import Durability, Ledger
+from client.policy import Policy
+from strategies.errors import SettingError
+from strategies.layout import Vector
+from strategies.privacy.budget import Budget
+from strategies.wire import Reply, facts
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataRoot(_Table):
+    """Where one data set lies and how its columns are called here."""
+
+    path: str
+    rename: dict[str, str] = Field(default_factory=dict)
+
+
+class LedgerTable(_Table):
+    durability: Durability = "power-loss"
+
+
+class Settings(_Table):
+    """`silo.toml`."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    server: str = ""
+    device: str = "auto"
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # public; used when a study says 'declared'
+    data: dict[str, DataRoot]
+    ledger: LedgerTable = LedgerTable()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silo:
+    """An opened silo folder.
+
+    Args:
+        folder: the folder.
+        settings: its `silo.toml`.
+        policy: its `policy.toml`.
+    """
+
+    folder: Path
+    settings: Settings
+    policy: Policy
+
+    @classmethod
+    def open(cls, folder: Path) -> Silo:
+        """Read settings and policy of a silo folder.
+
+        Raises:
+            SettingError: a file is missing or not valid.
+        """
+        path = folder / "silo.toml"
+        try:
+            settings = Settings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise SettingError(f"{folder} is no silo folder: it has no silo.toml; check FEDSILO_SILO") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingError(f"{path} is no valid TOML: {error}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise SettingError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+        return cls(folder=folder, settings=settings, policy=Policy.read(folder / "policy.toml"))
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    def root(self) -> tuple[str, DataRoot]:
+        """Return name and place of the silo's data root.
+
+        Raises:
+            SettingError: the silo has none, or more than one.
+        """
+        if len(self.settings.data) != 1:
+            raise SettingError(f"{self.folder / 'silo.toml'} names {len(self.settings.data)} data roots; this version "
+                               "trains on exactly one; keep one [data.NAME]")
+        return next(iter(self.settings.data.items()))
+
+    def data_path(self) -> Path:
+        """Return the place of the records; a relative path is relative to the folder."""
+        return self.folder / self.root()[1].path
+
+    def budget(self) -> Budget:
+        """Return the budget of the data root.
+
+        Raises:
+            SettingError: the policy has none for it.
+        """
+        name = self.root()[0]
+        if name not in self.policy.budget:
+            raise SettingError(f"{self.folder / 'policy.toml'} has no [budget.{name}]; give the data root a budget")
+        return self.policy.budget[name].budget()
+
+    def ledger(self) -> AbstractContextManager[Ledger]:
+        """Open the ledger."""
+        return Ledger.open(self.folder / "ledger.db", self.settings.ledger.durability)
+
+    def state(self, run: str) -> RunState:
+        """Return what this silo keeps of a run."""
+        return RunState(folder=self.folder / "state" / run)
+
+    def record_egress(self, run: str, round: int, reply: Reply) -> None:
+        """Append every field of a reply that is about to leave to `egress.jsonl`."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        lines = [json.dumps({"time": now, "run": run, "round": round, **asdict(row)}) for row in facts(reply)]
+        with (self.folder / "egress.jsonl").open("a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+    def log(self, level: int, sentence: str) -> None:
+        """Write one line to the silo's own log; it may hold private facts and never leaves."""
+        folder = self.folder / "logs"
+        folder.mkdir(exist_ok=True)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with (folder / "silo.log").open("a", encoding="utf-8") as file:
+            file.write(f"{now} {logging.getLevelName(level)} {sentence}\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Files of one run at one silo: the manifest that was agreed, replies as sent, and the strategy's home arrays."""
+
+    folder: Path
+
+    def agree(self, manifest: str) -> bool:
+        """Keep the first manifest of the run; return whether `manifest` is that one."""
+        path = self.folder / "manifest.json"
+        if not path.exists():
+            _write(path, manifest.encode())
+        return path.read_text(encoding="utf-8") == manifest
+
+    def reply(self, round: int) -> bytes | None:
+        """Return the packed reply of a round, if one was made."""
+        path = self._reply_path(round)
+        return path.read_bytes() if path.exists() else None
+
+    def keep_reply(self, round: int, payload: bytes) -> None:
+        """Store a packed reply before it is released, so that a retry sends the same bytes; older ones go."""
+        _write(self._reply_path(round), payload)
+        for path in self.folder.glob("reply-*.bin"):
+            if path != self._reply_path(round):
+                path.unlink()
+
+    def home(self) -> dict[str, Vector]:
+        """Return the strategy's arrays of the last round."""
+        path = self.folder / "home.safetensors"
+        return safetensors.numpy.load(path.read_bytes()) if path.exists() else {}
+
+    def keep_home(self, arrays: Mapping[str, Vector]) -> None:
+        """Store the strategy's arrays."""
+        _write(self.folder / "home.safetensors",
+               safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+    def _reply_path(self, round: int) -> Path:
+        return self.folder / f"reply-{round:06d}.bin"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a file as a whole, durably, readable by its owner alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def folder_of(node_config: Mapping[str, object]) -> Path:
+    """Return the folder of the silo that this client is.
+
+    Args:
+        node_config: Flower's settings of the node; only its partition id is used.
+
+    Raises:
+        SettingError: the environment names no folder.
+    """
+    if folder := os.environ.get("FEDSILO_SILO"):
+        return Path(folder)
+    if folders := os.environ.get("FEDSILO_SILOS"):
+        partition = node_config.get("partition-id")
+        if isinstance(partition, int) and not isinstance(partition, bool) and partition >= 0:
+            return Path(folders) / f"silo-{partition + 1}"
+        raise SettingError(f"partition-id = {partition} is not allowed: it must be a whole number of at least 0")
+    raise SettingError("no silo folder is named; set FEDSILO_SILO to this silo's folder")

@@ -1,0 +1,1 @@
+"""Local training: DP-SGD with per-unit clipping, plain SGD, evaluation."""

@@ -1,0 +1,101 @@
+"""The sum of clipped gradients, one clip a unit: the only place where records turn into numbers that may leave.
+
+Per-record gradients come from Opacus' hooks (Yousefpour et al. 2021); the mean over a unit's records is clipped once
+(Abadi et al. 2016, algorithm 1, with the unit in the place of the example).
+
+Guarantees: a unit moves the sum by at most `clip_norm` in L2, whatever its records are and however many; a record
+whose gradient is not finite contributes zero.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.grad_sample import GradSampleModule
+from torch import nn
+
+from client.models.base import layout_of
+
+RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+_SHRINK = 1.0 - 2.0**-20  # rounding of the float32 sum can never lift a unit above the clip norm
+_hooked: WeakKeyDictionary[nn.Module, GradSampleModule] = WeakKeyDictionary()
+
+
+def clipped_sum(model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: NDArray[np.int64],
+                clip_norm: float) -> NDArray[np.float64]:
+    """Return the sum over units of each unit's mean gradient, clipped to `clip_norm`.
+
+    Args:
+        model: (rows, ...) to (rows, outputs), no operation across rows.
+        loss: outputs and targets to one loss a row, (rows,).
+        batch: inputs (rows, ...) and targets (rows, ...); may have no row.
+        unit_of_row: (rows,) unit of each row; any integers.
+        clip_norm: L2 bound on each unit's contribution.
+
+    Returns:
+        (d,) float64, in the order of the model's layout.
+    """
+    x, y = batch
+    layout = layout_of(model)
+    if len(x) == 0:
+        return np.zeros(layout.size)
+    per_row_NP = _per_row_gradients(model, loss, x, y)
+    finite_N = torch.isfinite(per_row_NP).all(dim=1)
+    per_row_NP = torch.where(finite_N[:, None], per_row_NP, 0.0)
+    units, place = np.unique(unit_of_row, return_inverse=True)
+    place_N = torch.from_numpy(place).to(per_row_NP.device)
+    if len(units) == len(per_row_NP):
+        per_unit_UP = per_row_NP  # one row a unit: the mean is the row, and the order of a sum is free
+    else:
+        counts_U = torch.bincount(place_N, minlength=len(units)).to(per_row_NP.dtype)
+        per_unit_UP = per_row_NP.new_zeros(len(units), layout.size)
+        per_unit_UP.index_add_(0, place_N, per_row_NP / counts_U[place_N, None])
+    norm_U = torch.linalg.vector_norm(per_unit_UP, dim=1, dtype=torch.float64)
+    factor_U = (_SHRINK * clip_norm / norm_U.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
+    return (factor_U @ per_unit_UP.double()).cpu().numpy()
+
+
+def mean_gradient(model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the sum over units of each unit's mean gradient: no clipping, no protection. Arguments as above."""
+    x, y = batch
+    layout = layout_of(model)
+    if len(x) == 0:
+        return np.zeros(layout.size)
+    _, place, counts = np.unique(unit_of_row, return_inverse=True, return_counts=True)
+    weight_N = torch.from_numpy(1.0 / counts[place]).to(x.device)
+    model.zero_grad(set_to_none=True)
+    (loss(model(x), y) * weight_N).sum().backward()
+    parameters = dict(model.named_parameters())
+    grads = [_or_zero(parameters[slot.name].grad, parameters[slot.name]).reshape(-1) for slot in layout.slots]
+    return torch.cat(grads).double().cpu().numpy()
+
+
+def _per_row_gradients(model: nn.Module, loss: RowLoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    hooked = _hooked.get(model)
+    if hooked is None:
+        hooked = GradSampleModule(model, loss_reduction="sum")
+        _hooked[model] = hooked
+    hooked.zero_grad(set_to_none=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        loss(hooked(x), y).sum().backward()
+    parameters = dict(model.named_parameters())
+    rows = []
+    for slot in layout_of(model).slots:
+        parameter = parameters[slot.name]
+        sample = getattr(parameter, "grad_sample", None)
+        rows.append(x.new_zeros(len(x), slot.size) if sample is None else sample.reshape(len(x), slot.size))
+        parameter.grad_sample = None  # type: ignore[attr-defined]
+        parameter.grad = None
+    return torch.cat(rows, dim=1)
+
+
+def _or_zero(gradient: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(parameter) if gradient is None else gradient

@@ -1,0 +1,155 @@
+"""Local training of one round: sample, gradient, the strategy's correction, step.
+
+With `dp-sgd` the gradient is private before anything else sees it: sample -> clip -> noise -> account has no hook
+inside. Every planned step is taken, also on an empty sample, so their number depends on no record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from client.data.records import Part
+from client.models.base import Shape, flat_parameters
+from client.training.gradients import clipped_sum, mean_gradient
+from client.training.losses import row_loss
+from client.training.noise import SecretRandom, add_noise
+from strategies.base import Aux, Strategy
+from strategies.errors import RunError
+from strategies.layout import Vector
+from strategies.optimizers import Adam, AdamW, Optimizer, Sgd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The public settings of local training.
+
+    Args:
+        private: DP-SGD, or plain.
+        sampling_rate: probability of each unit in a step's sample.
+        steps: steps of the round.
+        expected_batch_size: units a step is divided by; public, so it tells nothing of the silo's size.
+        max_records_per_unit: records of a sampled unit that a step uses, chosen afresh.
+        clip_norm: L2 bound a unit.
+        noise_multiplier: noise over clip norm.
+        optimizer: the local optimiser.
+        seed: of the sampling order when training is not private.
+    """
+
+    private: bool
+    sampling_rate: float
+    steps: int
+    expected_batch_size: float
+    max_records_per_unit: int
+    clip_norm: float
+    noise_multiplier: float
+    optimizer: Optimizer
+    seed: int
+
+
+class _Source(Protocol):
+    def poisson_sample(self, count: int, rate: float) -> NDArray[np.intp]: ...
+
+    def permutation_keys(self, count: int) -> NDArray[np.uint64]: ...
+
+
+class _SeededRandom:
+    """The sampling of unprotected training: repeatable by design, so never used with dp-sgd."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.Generator(np.random.PCG64(seed))
+
+    def poisson_sample(self, count: int, rate: float) -> NDArray[np.intp]:
+        return np.flatnonzero(self._generator.random(count) < rate)
+
+    def permutation_keys(self, count: int) -> NDArray[np.uint64]:
+        return self._generator.integers(0, 2**64, count, dtype=np.uint64)
+
+
+def train(model: nn.Module, part: Part, shape: Shape, plan: Plan, strategy: Strategy, aux: Aux) -> Vector:
+    """Train `model` in place from its present weights and return the weights after the round.
+
+    Args:
+        model: holds the weights that the server sent.
+        part: the silo's training records.
+        shape: of the model.
+        plan: public settings.
+        strategy: its `correct` is applied after the noise.
+        aux: the strategy's vectors, as torch tensors.
+
+    Raises:
+        RunError: the weights are no longer finite.
+    """
+    weight = flat_parameters(model)
+    anchor = weight.clone()
+    weight.grad = torch.zeros_like(weight)
+    optimizer = _torch_optimizer(weight, plan.optimizer)
+    model.train()
+    for gradient in _gradients(model, part, shape, plan):
+        grad = torch.from_numpy(gradient).to(weight.dtype).to(weight.device)
+        weight.grad.copy_(strategy.correct(grad, weight, anchor, aux))
+        optimizer.step()
+    if not torch.isfinite(weight).all():
+        raise RunError("local training left the range of numbers; lower the learning rate of training.optimizer")
+    return np.array(weight.cpu().numpy(), dtype=np.float32)
+
+
+def _gradients(model: nn.Module, part: Part, shape: Shape, plan: Plan) -> Iterator[NDArray[np.float64]]:
+    loss = row_loss(shape)
+    secret = SecretRandom()
+    source: _Source = secret if plan.private else _SeededRandom(plan.seed)
+    rows = _Rows(part)
+    for _ in range(plan.steps):
+        sample = source.poisson_sample(part.units, plan.sampling_rate)
+        chosen, unit_of_row = rows.of(sample, plan.max_records_per_unit, source)
+        batch = (part.x[chosen], part.y[chosen])
+        if plan.private:
+            total = clipped_sum(model, loss, batch, unit_of_row, plan.clip_norm)
+            noisy = add_noise(total, clip_norm=plan.clip_norm, noise_multiplier=plan.noise_multiplier, random=secret)
+            yield noisy / plan.expected_batch_size
+        else:
+            yield mean_gradient(model, loss, batch, unit_of_row) / plan.expected_batch_size
+
+
+class _Rows:
+    """Which rows belong to which unit."""
+
+    def __init__(self, part: Part) -> None:
+        order = np.argsort(part.unit_of_row, kind="stable")
+        self._order = order
+        self._starts = np.searchsorted(part.unit_of_row[order], np.arange(part.units + 1))
+        self._single = part.units == len(order)
+
+    def of(self, units: NDArray[np.intp], most: int, source: _Source) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        """Return the rows of these units, at most `most` each (a fresh random choice), and the unit of each row."""
+        if self._single:
+            return torch.from_numpy(self._order[units]), units.astype(np.int64)
+        chosen, owners = [], []
+        for unit in units:
+            rows = self._order[self._starts[unit] : self._starts[unit + 1]]
+            if len(rows) > most:
+                rows = rows[np.argsort(source.permutation_keys(len(rows)))[:most]]
+            chosen.append(rows)
+            owners.append(np.full(len(rows), unit, dtype=np.int64))
+        if not chosen:
+            return torch.zeros(0, dtype=torch.int64), np.zeros(0, dtype=np.int64)
+        return torch.from_numpy(np.concatenate(chosen)), np.concatenate(owners)
+
+
+def _torch_optimizer(weight: torch.Tensor, optimizer: Optimizer) -> torch.optim.Optimizer:
+    match optimizer:
+        case Sgd():
+            return torch.optim.SGD([weight], lr=optimizer.lr, momentum=optimizer.momentum,
+                                   weight_decay=optimizer.weight_decay)
+        case Adam():
+            return torch.optim.Adam([weight], lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2),
+                                    weight_decay=optimizer.weight_decay)
+        case AdamW():
+            return torch.optim.AdamW([weight], lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2),
+                                     weight_decay=optimizer.weight_decay)

@@ -1,0 +1,1 @@
+"""The coordinator: selects, sums, checkpoints, records, reports."""

@@ -1,0 +1,91 @@
+"""Who is there, who takes part in a round, and asking all of them at once.
+
+Rounds push and pull by themselves: polling starts fast and slows down, a silo that fails or stays silent is simply
+missing from the answers, and the deadline is the study's.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from strategies import wire
+from strategies.errors import ProtocolError
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.01, 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What came back.
+
+    Args:
+        replies: by node.
+        silent: nodes without a reply that can be used: none in time, a failure of the node, or a wrong message.
+    """
+
+    replies: Mapping[int, wire.Reply]
+    silent: tuple[int, ...]
+
+
+def wait_for_nodes(grid: Grid, least: int, timeout_s: float) -> list[int]:
+    """Return the connected nodes, sorted, after waiting until there are `least` of them or time is up."""
+    deadline = time.monotonic() + timeout_s
+    wait_s = _FIRST_WAIT_S
+    while len(nodes := sorted(grid.get_node_ids())) < least and time.monotonic() < deadline:
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+    return nodes
+
+
+def select(silos: Sequence[str], *, fraction: float, least: int, seed: int, round: int) -> list[str]:
+    """Return the cohort of a round: a seeded choice of the larger of `least` and the fraction of `silos`.
+
+    The choice is public and gives no privacy amplification; the accounting does not use it.
+    """
+    size = min(len(silos), max(least, math.ceil(fraction * len(silos))))
+    chosen = random.Random(f"fedsilo/cohort/{seed}/{round}").sample(sorted(silos), size)  # noqa: S311 - public
+    return sorted(chosen)
+
+
+def ask(grid: Grid, requests: Mapping[int, wire.Instruction], *, group: str, timeout_s: float) -> Answers:
+    """Send each node its request and collect what comes back before the deadline.
+
+    Replies are matched by the message that they answer, never by who claims to have sent them.
+    """
+    nodes = list(requests)
+    messages = [
+        Message(wire.to_record(requests[node]), dst_node_id=node, message_type=wire.MESSAGE_TYPE[type(requests[node])],
+                group_id=group, ttl=timeout_s)
+        for node in nodes
+    ]
+    pending = dict(zip(grid.push_messages(messages), nodes, strict=True))
+    replies: dict[int, wire.Reply] = {}
+    deadline = time.monotonic() + timeout_s
+    wait_s = _FIRST_WAIT_S
+    while pending:
+        for message in grid.pull_messages(list(pending)):
+            node = pending.pop(message.metadata.reply_to_message_id, None)
+            reply = _decode(message)
+            if node is not None and reply is not None:
+                replies[node] = reply
+        if not pending or time.monotonic() >= deadline:
+            break
+        time.sleep(min(wait_s, max(0.0, deadline - time.monotonic())))
+        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+    return Answers(replies=replies, silent=tuple(node for node in nodes if node not in replies))
+
+
+def _decode(message: Message) -> wire.Reply | None:
+    if message.has_error():
+        return None
+    try:
+        return wire.from_record(message.content, wire.REPLIES)
+    except ProtocolError:
+        return None

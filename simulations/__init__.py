@@ -1,0 +1,1 @@
+"""Many silos on one machine, running the same two app objects as a deployment."""

@@ -1,0 +1,98 @@
+"""What federation and privacy are measured against: the same model without both, on the same test data.
+
+`pooled` trains on all silos' records together, `best_local` is the silo whose own model does best. Both are trained
+without privacy to the end of their usefulness: Adam, and the weights that did best on a tenth of the training records
+set aside for it. They run outside the silos' ledgers, which is what only a simulation can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from client.data.records import Part
+from client.models.base import Shape, build, load_weights, predict, weights_of
+from client.training.losses import row_loss
+from simulations.silos import pooled
+from strategies import metrics
+from strategies.study import Study
+
+Metrics = dict[str, float | None]
+_LARGER_IS_WORSE = ("brier", "rmse", "mae", "loss")
+_EPOCHS, _PATIENCE, _BATCH, _LEARNING_RATE = 200, 15, 64, 0.01
+_STEPS_AT_MOST = 6000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baselines:
+    """Metrics of both on the test data; `best_local` with the name of its silo."""
+
+    pooled: Metrics
+    best_local: Metrics
+    best_silo: str
+
+
+def baselines(study: Study, parts: Sequence[Part], test: Part) -> Baselines:
+    """Train and evaluate both.
+
+    Args:
+        study: names model, task and metrics.
+        parts: training records of each silo, in order.
+        test: pooled held-out records.
+    """
+    whole = fit(study, pooled(parts), test)
+    local = {f"silo-{number}": fit(study, part, test) for number, part in enumerate(parts, start=1)}
+    best = max(local, key=lambda silo: _goodness(local[silo], study.metrics[0]))
+    return Baselines(pooled=whole, best_local=local[best], best_silo=best)
+
+
+def fit(study: Study, part: Part, test: Part) -> Metrics:
+    """Return the test metrics of the study's model trained plainly on `part`."""
+    shape = Shape.of_study(study)
+    module = build(study.model, shape, study.file.study.seed)
+    random = np.random.default_rng([study.file.study.seed, 2])
+    aside = random.permutation(part.units)[: part.units // 10]
+    is_aside = np.isin(part.unit_of_row, aside)
+    train, check = np.flatnonzero(~is_aside), np.flatnonzero(is_aside)
+    if len(train):
+        _train(module, shape, part, train, check, random)
+    values = metrics.evaluate(predict(module, test.x, shape), test.y.numpy(), study.metrics) if len(test.y) else {}
+    values.pop("loss", None)
+    return values
+
+
+def _train(module: nn.Module, shape: Shape, part: Part, train: np.ndarray, check: np.ndarray,
+           random: np.random.Generator) -> None:
+    loss = row_loss(shape)
+    optimizer = torch.optim.Adam(module.parameters(), lr=_LEARNING_RATE)
+    best, best_weights, waited = np.inf, weights_of(module), 0
+    batch = max(_BATCH, len(train) // 64)
+    epochs = max(1, min(_EPOCHS, _STEPS_AT_MOST * batch // len(train)))
+    for _ in range(epochs):
+        order = random.permutation(train)
+        for start in range(0, len(order), batch):
+            rows = torch.from_numpy(order[start : start + batch])
+            optimizer.zero_grad()
+            loss(module(part.x[rows]), part.y[rows]).mean().backward()
+            optimizer.step()
+        seen = torch.from_numpy(check if len(check) else train)
+        with torch.no_grad():
+            value = float(loss(module(part.x[seen]), part.y[seen]).mean())
+        if value < best - 1e-5:
+            best, best_weights, waited = value, weights_of(module), 0
+        else:
+            waited += 1
+            if waited >= _PATIENCE:
+                break
+    load_weights(module, best_weights)
+
+
+def _goodness(values: Metrics, name: str) -> float:
+    value = values.get(name)
+    if value is None:
+        return -np.inf
+    return -value if name in _LARGER_IS_WORSE else value

@@ -1,0 +1,1 @@
+"""Ways to run the two apps on one machine."""

@@ -1,0 +1,126 @@
+"""One simulated run: study file -> silo folders -> the two apps -> run folder, baselines, report."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from client.data.records import Part
+from client.round import read_records
+from client.silo import Silo
+from server.folder import RunFolder
+from simulations.engines import inline
+from simulations.silos import REGISTRIES, complete, make_silos, pooled, read_dataset
+from strategies.errors import NotBuiltError, SettingError
+from strategies.study import Study, override
+
+DEFAULT_STUDY = "breast_cancer"
+STUDIES = Path(__file__).parent / "studies"
+log = logging.getLogger("fedsilo.simulate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run left.
+
+    Args:
+        folder: the run folder.
+        facts: report.json.
+        silos: the silo folders.
+        seconds: from reading the study to the report.
+    """
+
+    folder: Path
+    facts: dict[str, Any]
+    silos: list[Path]
+    seconds: float
+
+
+def read_study(name: str, overrides: Mapping[str, Any]) -> tuple[Study, Path]:
+    """Return a ready study by name or a study file by path, and the folder that its paths are relative to.
+
+    Raises:
+        StudyError: the study is not valid.
+        SettingError: there is no such study.
+    """
+    path = STUDIES / f"{name.replace('-', '_')}.toml"
+    if not path.exists():
+        path = Path(name).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        ready = ", ".join(sorted(file.stem.replace("_", "-") for file in STUDIES.glob("*.toml")))
+        raise SettingError(f"there is no study '{name}'; give the path of a study file, or one of {ready}") from None
+    text = override(text, dict(overrides), source=path.name) if overrides else text
+    return Study.parse(text, REGISTRIES, source=path.name), path.parent
+
+
+def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_baselines: bool = True) -> Outcome:
+    """Run a study in this process.
+
+    Args:
+        study: as written; what is missing is read off the data.
+        base: folder that the study's paths are relative to.
+        out: folder that holds run folders and silo folders.
+        fresh: make new silo folders, with untouched budgets.
+        with_baselines: also train what the result is compared with.
+
+    Raises:
+        FedsiloError: as the server or a silo says; finished rounds are on disk.
+    """
+    began = time.monotonic()
+    engine = study.file.simulation.engine
+    if engine != "inline":
+        raise NotBuiltError(f"simulation.engine = '{engine}' is not part of this version; use --engine inline")
+    frame = read_dataset(study, base)
+    study, notes = complete(study, frame)
+    silos = make_silos(study, frame, out.absolute() / "silos", fresh=secrets.token_hex(8) if fresh else "")
+    parts, test = _records(study, silos)
+    test_file = _write_test(silos[0].parent, study, test)
+    folder = _run_apps(study, silos, out, test_file)
+    facts = folder.report()
+    facts["simulation"] = {
+        "dataset": study.file.simulation.dataset, "partition": study.file.simulation.partition, "silos": len(silos),
+        "engine": engine, "dropout": study.file.simulation.dropout, "durability": "process", "read_off_the_data": notes,
+        "test_records": len(test.y),
+    }
+    if with_baselines and len(test.y):
+        from simulations.baselines import baselines
+
+        log.info("baselines")
+        facts["baselines"] = asdict(baselines(study, parts, test))
+    folder.record_report(facts)
+    return Outcome(folder=folder.path, facts=facts, silos=silos, seconds=time.monotonic() - began)
+
+
+def _records(study: Study, silos: list[Path]) -> tuple[list[Part], Part]:
+    """Return each silo's training part, and the held-out parts of all silos together."""
+    records = [read_records(Silo.open(folder), study) for folder in silos]
+    return [entry.train for entry in records], pooled([entry.held_out for entry in records])
+
+
+def _write_test(folder: Path, study: Study, test: Part) -> str:
+    """Write what the server may evaluate on and return the file; nothing when there is none."""
+    if not len(test.y):
+        return ""
+    path = folder / f"test-{study.digest[:12]}.safetensors"
+    safetensors.torch.save_file({"x": test.x.contiguous(), "y": test.y.contiguous()}, path)
+    return str(path)
+
+
+def _run_apps(study: Study, silos: list[Path], out: Path, test: str) -> RunFolder:
+    from client.app import app as client_app
+    from server.app import app as server_app
+
+    run_config = {"study": study.text, "out": str(out), "test": test}
+    simulation = study.file.simulation
+    state = inline.run(server_app, client_app, silos=silos, run_config=run_config, dropout=simulation.dropout,
+                       seed=study.file.study.seed)
+    return RunFolder(path=Path(str(state.config_records["run"]["folder"])))

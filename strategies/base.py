@@ -1,0 +1,116 @@
+"""What a federated algorithm is: a frozen value with a silo half and a server half.
+
+Arrays are anything with arithmetic (a silo passes torch tensors, the server numpy arrays), so a strategy file
+imports neither. `correct` runs on the gradient *after* clipping and noise: post-processing of a private value,
+so no strategy can touch the private path.
+
+A new algorithm is a new file in this folder with one subclass of `SumStrategy` or `PerSiloStrategy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from strategies.layout import Vector
+
+Array = Any  # duck-typed: numpy or torch, one flat vector in the order of the layout
+Arrays = Mapping[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What the server keeps between rounds.
+
+    Args:
+        weights: the global model.
+        round: number of aggregations so far.
+        memory: vectors of the model's length that the algorithm keeps at the server.
+    """
+
+    weights: Vector
+    round: int = 0
+    memory: Mapping[str, Vector] = field(default_factory=dict)
+
+    def next(self, weights: Vector, **memory: Vector) -> State:
+        """Return the state after one more aggregation."""
+        return replace(self, weights=weights, round=self.round + 1, memory=memory or self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aux:
+    """What a silo's half may use beside gradient and weights.
+
+    Args:
+        broadcast: what `down` sent this round.
+        home: what `update` left at this silo in its last round; empty at first.
+    """
+
+    broadcast: Arrays = field(default_factory=dict)
+    home: Arrays = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """What a silo's half makes of a round.
+
+    Args:
+        update: what is sent, one flat vector (before weighting and masking).
+        home: what stays in the silo until its next round; None leaves it as it is.
+    """
+
+    update: Array
+    home: Arrays | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """Both halves of an algorithm; the defaults are federated averaging's."""
+
+    def start(self, weights: Vector) -> State:
+        """Return the server's state before the first round."""
+        return State(weights=weights)
+
+    def down(self, state: State) -> Arrays:
+        """Return what every silo of the round receives beside the weights."""
+        return {}
+
+    def correct(self, grad: Array, weight: Array, anchor: Array, aux: Aux) -> Array:
+        """Return the gradient that the local optimiser sees.
+
+        Args:
+            grad: after clipping and noise.
+            weight: the local weights now.
+            anchor: the weights that the server sent.
+            aux: what the strategy broadcast and what it keeps here.
+        """
+        return grad
+
+    def update(self, before: Array, after: Array, aux: Aux) -> Contribution:
+        """Return this silo's contribution: by default the difference that local training made."""
+        return Contribution(update=after - before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumStrategy(Strategy):
+    """The server needs only the weighted sum of the updates, so it works under secure aggregation."""
+
+    def aggregate(self, state: State, total: Vector, weight: float) -> State:
+        """Return the next state.
+
+        Args:
+            state: the state that the round started from.
+            total: sum over the surviving silos of weight times update.
+            weight: sum of their weights, positive.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerSiloStrategy(Strategy):
+    """The server needs each silo's update by itself (median, Krum): never under secure aggregation."""
+
+    def aggregate_each(self, state: State, updates: Mapping[str, Vector], weights: Mapping[str, float]) -> State:
+        """Return the next state from the updates by silo name."""
+        raise NotImplementedError

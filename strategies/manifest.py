@@ -1,0 +1,78 @@
+"""What the silos of a run have agreed on; every message cites its digest.
+
+A train request whose manifest is not the one that the silo saw first is refused, so a server cannot change the
+study, the code, the model's layout or the roster in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from strategies.errors import ProtocolError
+
+CODE_VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One silo of the roster and its public weight in the average."""
+
+    silo: str
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A run's agreement.
+
+    Args:
+        run: identity of the run, 32 random hex digits.
+        study: SHA-256 of the study's text.
+        code: version of Fedsilo at the server.
+        layout: digest of the model's layout.
+        roster: the silos that joined, sorted by name.
+    """
+
+    run: str
+    study: str
+    code: str
+    layout: str
+    roster: tuple[Member, ...]
+
+    def to_json(self) -> str:
+        """Return the canonical text: sorted keys, no spaces."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            ProtocolError: the text is not a canonical manifest.
+        """
+        try:
+            values = json.loads(text)
+            roster = tuple(Member(silo=str(m["silo"]), weight=float(m["weight"])) for m in values.pop("roster"))
+            manifest = cls(**values, roster=roster)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ProtocolError("the run's manifest cannot be read") from None
+        if manifest.to_json() != text:
+            raise ProtocolError("the run's manifest is not in its canonical form")
+        return manifest
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the canonical text, 64 hex digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def weight_of(self, silo: str) -> float:
+        """Return the silo's weight.
+
+        Raises:
+            ProtocolError: the silo is not in the roster.
+        """
+        for member in self.roster:
+            if member.silo == silo:
+                return member.weight
+        raise ProtocolError(f"silo '{silo}' is not in the run's roster")

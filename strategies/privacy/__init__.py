@@ -1,0 +1,1 @@
+"""What was released (events), what it costs (accountant), whether the next release fits (budget)."""

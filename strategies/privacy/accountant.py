@@ -1,0 +1,214 @@
+"""Events to epsilon, and epsilon to the noise that keeps it.
+
+Reported numbers come from privacy loss distributions (PLD: Koskela et al. 2020; Doroshenko et al. 2022, "Connect
+the dots"; Google's dp-accounting), pessimistic in both directions of add-or-remove-one. Rényi DP (Mironov 2017,
+Mironov et al. 2019) is the second opinion. dp-accounting is used because importing it loads no torch.
+
+Guarantees: every number is rounded up; anything that is not a finite, sound number raises `AccountingError`,
+so nothing is trained on an epsilon that is not known (fail closed).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+from strategies.errors import AccountingError, SettingError
+from strategies.privacy.events import Event, Exact, Gaussian, merge
+
+Accountant = Literal["pld", "rdp"]
+Neighbouring = Literal["add-or-remove-one", "replace-one"]
+
+DIGITS = 4  # decimals of a reported epsilon and of a calibrated noise multiplier, both rounded up
+_FINE, _FINEST, _COARSE = 1e-4, 1e-5, 1e-3  # discretisation of the privacy loss
+_LONG_RUN, _SMALL_EPSILON = 100_000, 0.1  # beyond these the finest grid is used
+_LARGEST_NOISE = 1e6
+
+
+def epsilon(
+    events: Iterable[Event],
+    delta: float,
+    *,
+    accountant: Accountant = "pld",
+    neighbouring: Neighbouring = "add-or-remove-one",
+    amplification: bool = True,
+) -> float:
+    """Return the epsilon of all events together at `delta`, rounded up to 4 decimals.
+
+    Args:
+        events: heterogeneous releases on one data set, in any order.
+        delta: in (0, 1).
+        accountant: `pld` (tight) or `rdp` (looser).
+        neighbouring: what a unit's presence means; `replace-one` is PLD only.
+        amplification: False accounts each release as if every unit were in each sample.
+
+    Returns:
+        0 for no events, `inf` when an exact quantity was released.
+
+    Raises:
+        AccountingError: the number cannot be computed or is not sound.
+    """
+    if not (isinstance(delta, float) and 0 < delta < 1):
+        raise AccountingError(f"delta = {delta} is not allowed: it must be a number between 0 and 1")
+    merged = merge(events)
+    if any(isinstance(event, Exact) for event in merged):
+        return math.inf
+    gaussians = tuple(event for event in merged if isinstance(event, Gaussian))
+    if not amplification:
+        gaussians = tuple(
+            Gaussian(noise_multiplier=event.noise_multiplier, steps=event.steps) for event in gaussians
+        )
+    if not gaussians:
+        return 0.0
+    if accountant == "rdp":
+        if neighbouring != "add-or-remove-one":
+            raise AccountingError("the RDP accountant speaks of add-or-remove-one alone; use accountant = 'pld'")
+        return round_up(_rdp_epsilon(gaussians, delta, _DEFAULT_ORDERS))
+    return round_up(_pld_epsilon(gaussians, delta, neighbouring))
+
+
+def epsilon_at_order(events: Iterable[Event], delta: float, order: float) -> float:
+    """Return the epsilon that Rényi DP of one fixed order gives, the quantity that a budget gate may rest on.
+
+    "Stop when this exceeds the budget" stays valid when later releases depend on earlier ones (Feldman & Zrnic
+    2021, "Individual privacy accounting via a Rényi filter"; Haney et al. 2023), because the order is fixed.
+    """
+    merged = merge(events)
+    if any(isinstance(event, Exact) for event in merged):
+        return math.inf
+    gaussians = tuple(event for event in merged if isinstance(event, Gaussian))
+    return round_up(_rdp_epsilon(gaussians, delta, (order,))) if gaussians else 0.0
+
+
+def calibrate(target_epsilon: float, delta: float, *, sampling_rate: float, steps: int,
+              accountant: Accountant = "pld") -> float:
+    """Return the smallest noise multiplier (4 decimals, rounded up) whose epsilon is at most the target.
+
+    Args:
+        target_epsilon: for all steps together.
+        delta: in (0, 1).
+        sampling_rate: of each step.
+        steps: of the whole study.
+
+    Raises:
+        SettingError: the target is not positive, or no noise multiplier below 1e6 reaches it.
+        AccountingError: as in `epsilon`.
+    """
+    if not (math.isfinite(target_epsilon) and target_epsilon > 0):
+        raise SettingError(f"privacy.epsilon = {target_epsilon} is not allowed: it must be a positive number")
+    return _calibrate(float(target_epsilon), float(delta), float(sampling_rate), int(steps), accountant)
+
+
+@lru_cache(maxsize=256)
+def _calibrate(target: float, delta: float, rate: float, steps: int, accountant: Accountant) -> float:
+    unit = 10**DIGITS
+
+    def cost(ticks: int, *, coarse: bool) -> float:
+        event = (Gaussian(noise_multiplier=ticks / unit, sampling_rate=rate, steps=steps),)
+        if accountant == "rdp":
+            return _rdp_epsilon(event, delta, _DEFAULT_ORDERS)
+        if coarse:
+            return _pld_compose(event, delta, "add-or-remove-one", _COARSE)
+        return _pld_epsilon(event, delta, "add-or-remove-one")
+
+    low, high = 0, unit
+    while cost(high, coarse=True) > target:
+        low, high = high, high * 2
+        if high > _LARGEST_NOISE * unit:
+            raise SettingError(
+                f"privacy.epsilon = {target} cannot be kept over {steps} steps at sampling rate {rate}; raise it, "
+                "or lower study.rounds, training.steps or training.sampling_rate"
+            )
+    while high - low > 1:  # the coarse grid brackets, as it is the quicker one
+        middle = (low + high) // 2
+        low, high = (low, middle) if cost(middle, coarse=True) <= target else (middle, high)
+    while cost(high, coarse=False) > target:
+        high += 1
+    while high > 1 and cost(high - 1, coarse=False) <= target:
+        high -= 1
+    return high / unit
+
+
+def round_up(value: float, digits: int = DIGITS) -> float:
+    """Return `value` rounded up to `digits` decimals; an infinite value stays infinite.
+
+    Raises:
+        AccountingError: the value is NaN or negative.
+    """
+    if math.isnan(value) or value < 0:
+        raise AccountingError(f"the privacy loss came out as {value}; it must be a number of at least 0")
+    if math.isinf(value):
+        return value
+    scaled = math.ceil(value * 10**digits)
+    if scaled / 10**digits < value:
+        scaled += 1
+    return scaled / 10**digits
+
+
+# --- privacy loss distributions -----------------------------------------------------------------------------
+
+
+def _pld_epsilon(events: tuple[Gaussian, ...], delta: float, neighbouring: Neighbouring) -> float:
+    fine = _FINEST if sum(event.steps for event in events) > _LONG_RUN else _FINE
+    value = _pld_compose(events, delta, neighbouring, fine)
+    if fine == _FINE and value < _SMALL_EPSILON:
+        value = min(value, _pld_compose(events, delta, neighbouring, _FINEST))
+    return value
+
+
+@lru_cache(maxsize=512)
+def _pld_compose(events: tuple[Gaussian, ...], delta: float, neighbouring: Neighbouring, interval: float) -> float:
+    total = None
+    for event in events:
+        part = _pld_of_one(event.noise_multiplier, event.sampling_rate, neighbouring, interval)
+        part = part.self_compose(event.steps) if event.steps > 1 else part
+        total = part if total is None else total.compose(part)
+    value = float(total.get_epsilon_for_delta(delta)) if total is not None else 0.0
+    return _sound(value, "PLD", events, delta)
+
+
+@lru_cache(maxsize=64)
+def _pld_of_one(noise_multiplier: float, rate: float, neighbouring: Neighbouring, interval: float) -> Any:
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import privacy_loss_distribution
+
+    relations = {
+        "add-or-remove-one": NeighboringRelation.ADD_OR_REMOVE_ONE,
+        "replace-one": NeighboringRelation.REPLACE_ONE,
+    }
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        noise_multiplier,
+        sampling_prob=rate,
+        value_discretization_interval=interval,
+        pessimistic_estimate=True,
+        neighboring_relation=relations[neighbouring],
+    )
+
+
+# --- Rényi differential privacy -----------------------------------------------------------------------------
+
+_DEFAULT_ORDERS: tuple[float, ...] = ()  # dp-accounting's own list
+
+
+@lru_cache(maxsize=1024)
+def _rdp_epsilon(events: tuple[Gaussian, ...], delta: float, orders: Sequence[float]) -> float:
+    from dp_accounting import dp_event
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(orders=list(orders) or None)
+    for event in events:
+        one = dp_event.GaussianDpEvent(event.noise_multiplier)
+        accountant.compose(dp_event.PoissonSampledDpEvent(event.sampling_rate, one), event.steps)
+    # A numerically negative RDP would be turned into epsilon = 0 by the conversion: it must not pass.
+    divergences = [float(value) for value in accountant._rdp]
+    if any(math.isnan(value) or value < 0 for value in divergences) or not any(map(math.isfinite, divergences)):
+        raise AccountingError(f"the Rényi divergences of {events} are not sound numbers; no epsilon is reported")
+    return _sound(float(accountant.get_epsilon(delta)), "RDP", events, delta)
+
+
+def _sound(value: float, accountant: str, events: tuple[Gaussian, ...], delta: float) -> float:
+    if not math.isfinite(value) or value < 0 or (value == 0 and delta < 1e-12):
+        raise AccountingError(f"{accountant} gives epsilon = {value} for {events} at delta = {delta}: not a sound number")
+    return value

@@ -1,0 +1,90 @@
+"""What was released: the only facts that privacy accounting rests on.
+
+A ledger stores events, never epsilons; every epsilon is recomputed from the whole list (PRIVACY accounting by
+composition of events, as in dp-accounting's event algebra). An event that cannot be understood is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from strategies.errors import AccountingError
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Gaussian:
+    """`steps` Gaussian releases of a sum over a Poisson sample of the units, each unit clipped to norm C.
+
+    Args:
+        noise_multiplier: standard deviation of the noise divided by the clip norm.
+        sampling_rate: probability of each unit to be in one step's sample; 1 means no sampling.
+        steps: number of releases.
+    """
+
+    noise_multiplier: float
+    sampling_rate: float = 1.0
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        sound = (
+            math.isfinite(self.noise_multiplier)
+            and self.noise_multiplier > 0
+            and 0 < self.sampling_rate <= 1
+            and isinstance(self.steps, int)
+            and self.steps >= 0
+        )
+        if not sound:
+            raise AccountingError(
+                f"{self} is no release that can be accounted: noise_multiplier must be a positive number, "
+                "sampling_rate in (0, 1] and steps a whole number of at least 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Exact:
+    """A release without any protection: its epsilon is infinite.
+
+    Args:
+        what: the quantity, for the report.
+    """
+
+    what: str
+
+
+Event = Gaussian | Exact
+
+
+def merge(events: Iterable[Event]) -> tuple[Event, ...]:
+    """Return equal releases added up, in a fixed order: the same list gives the same key everywhere."""
+    steps: dict[tuple[float, float], int] = {}
+    exact: set[Exact] = set()
+    for event in events:
+        if isinstance(event, Exact):
+            exact.add(event)
+        else:
+            key = (event.noise_multiplier, event.sampling_rate)
+            steps[key] = steps.get(key, 0) + event.steps
+    gaussian = [Gaussian(noise_multiplier=s, sampling_rate=q, steps=t) for (s, q), t in sorted(steps.items()) if t]
+    return (*gaussian, *sorted(exact))
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """Return the event as plain values, with its kind."""
+    return {"kind": type(event).__name__.lower(), **asdict(event)}
+
+
+def from_json(values: Mapping[str, Any]) -> Event:
+    """Read one event.
+
+    Raises:
+        AccountingError: the kind is unknown or a value is missing, so nothing may be concluded from the list.
+    """
+    kinds: dict[str, type[Gaussian] | type[Exact]] = {"gaussian": Gaussian, "exact": Exact}
+    rest = {key: value for key, value in values.items() if key != "kind"}
+    try:
+        return kinds[values["kind"]](**rest)
+    except (KeyError, TypeError) as error:
+        raise AccountingError(f"an event of the ledger cannot be read ({error}); no privacy loss is computed") from None

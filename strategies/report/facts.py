@@ -1,0 +1,157 @@
+"""The facts of a run, once, for both forms of its report: report.json is this value, report.html is drawn from it.
+
+Every privacy number is computed from the events that a silo may have released, at worst, and rounded up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime
+from typing import Any
+
+from strategies import wire
+from strategies.manifest import Manifest
+from strategies.privacy.accountant import epsilon, round_up
+from strategies.privacy.events import Event, merge, to_json
+from strategies.study import Study
+
+FORMAT = "fedsilo-report/1"
+
+
+def report_facts(*, study: Study, manifest: Manifest, status: str, started: datetime, finished: datetime,
+                 lines: Sequence[Mapping[str, Any]], silos: Mapping[str, Mapping[str, Any]], refusals: Sequence[str],
+                 parameters: int) -> dict[str, Any]:
+    """Return the facts as plain values.
+
+    Args:
+        study: the study.
+        manifest: what the silos agreed on.
+        status: complete or interrupted.
+        started: UTC.
+        finished: UTC.
+        lines: metrics.jsonl.
+        silos: by name: `rounds` asked, `refusal` code or None, `statement` or None.
+        refusals: codes of the nodes that never joined.
+        parameters: length of the model's vector.
+    """
+    last = lines[-1] if lines else None
+    return {
+        "format": FORMAT,
+        "run": {
+            "id": manifest.run, "study": study.file.study.name, "study_digest": study.digest, "status": status,
+            "started": started.isoformat(timespec="seconds"), "finished": finished.isoformat(timespec="seconds"),
+            "rounds_planned": study.file.study.rounds, "rounds_done": len(lines), "code": manifest.code,
+            "manifest_digest": manifest.digest(),
+        },
+        "study": {
+            "task": study.file.study.task, "kind": study.file.data.kind, "target": study.file.data.target,
+            "features": len(study.file.data.features), "model": study.file.model.name, "parameters": parameters,
+            "strategy": study.file.strategy.name, "weights": study.file.strategy.weights,
+            "optimizer": study.file.training.optimizer,
+        },
+        "privacy": _privacy(study),
+        "silos": [_silo(study, name, facts) for name, facts in sorted(silos.items())],
+        "never_joined": list(refusals),
+        "rounds": [dict(line) for line in lines],
+        "metrics": dict(last["metrics"]) if last else {},
+        "loss": last["loss"] if last else None,
+        "releases": _releases(),
+        "unprotected": _unprotected(study),
+        "not_covered": _not_covered(study),
+        "baselines": None,
+    }
+
+
+def _privacy(study: Study) -> dict[str, Any]:
+    privacy, training = study.file.privacy, study.file.training
+    whole = study.round_events() * study.file.study.rounds
+    return {
+        "mechanism": privacy.mechanism, "unit": study.unit, "neighbouring": "add-or-remove-one",
+        "delta": privacy.delta, "target_epsilon": privacy.epsilon, "accountant": privacy.accountant,
+        "noise_multiplier": study.noise_multiplier, "clip_norm": privacy.clip_norm,
+        "sampling_rate": training.sampling_rate, "steps_per_round": training.steps,
+        "expected_batch_size": training.expected_batch_size,
+        "max_records_per_unit": study.file.data.max_records_per_unit,
+        "epsilon_if_completed": _number(_epsilon(study, whole)),
+        "sampling": "each unit by itself with the sampling rate (Poisson), from operating-system entropy",
+        "noise": "Gaussian from operating-system entropy (AES-256-CTR), on a grid of 2^-20 clip norms whose rounding "
+                 "is paid for with more noise",
+        "secure_aggregation": study.file.secagg.enabled,
+    }
+
+
+def _silo(study: Study, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    delta, events = study.file.privacy.delta, study.round_events() * int(facts["rounds"])
+    return {
+        "name": name, "rounds": facts["rounds"], "refusal": facts["refusal"], "unit": study.unit, "delta": delta,
+        "epsilon": _number(_epsilon(study, events)),
+        "epsilon_rdp": _number(epsilon(events, delta, accountant="rdp")),
+        "epsilon_without_amplification": _number(epsilon(events, delta, amplification=False)),
+        "odds": odds(_epsilon(study, events)),
+        "events": [to_json(event) for event in merge(events)],
+        "statement": facts["statement"],
+    }
+
+
+def _epsilon(study: Study, events: Sequence[Event]) -> float:
+    return epsilon(events, study.file.privacy.delta, accountant=study.file.privacy.accountant)
+
+
+def odds(value: float) -> float:
+    """Return the probability to which an observer's 50:50 belief about one unit can rise, e^eps / (1 + e^eps), rounded
+    up to 4 decimals."""
+    return round_up(1.0 / (1.0 + math.exp(-value)) if math.isfinite(value) else 1.0)
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+_WHAT_TRAVELS = {
+    "Accept.silo": "name of the silo", "Accept.weight": "declared weight (a setting of the silo, no count of records)",
+    "Update.silo": "name of the silo", "Update.round": "number of the round",
+    "Update.update": "model update of the round, clipped and noised before it was used",
+    "Farewell.silo": "name of the silo", "Farewell.statement": "what the silo's own ledger says was spent",
+    "Refused.code": "one word of a fixed list, when the silo says no",
+}
+
+
+def _releases() -> list[dict[str, str]]:
+    return [
+        {"field": f"{reply.__name__}.{entry.name}", "what": _WHAT_TRAVELS[f"{reply.__name__}.{entry.name}"],
+         "seen": str(entry.metadata["seen"]), "privacy": str(entry.metadata["privacy"])}
+        for reply in wire.REPLIES for entry in fields(reply)
+    ]
+
+
+def _unprotected(study: Study) -> list[str]:
+    found = ["that the silo took part, in which rounds, and how long each of its replies took",
+             "the study's schema: names, bounds and categories of the columns"]
+    if study.file.strategy.weights == "declared":
+        found.append("the weight that each silo declares")
+    if not study.private:
+        found.insert(0, "the model updates themselves: this run has no differential privacy")
+    return found
+
+
+def _not_covered(study: Study) -> list[str]:
+    unit = study.unit
+    found = [
+        "Choices made by looking at the records before the study (features, bounds, model) are not accounted, nor are "
+        "runs outside this silo's ledger.",
+        "A silo that does not follow the code can send anything: a poisoned or useless update is not detected.",
+        "The server and whoever reads its memory see each silo's update by itself; what protects it is its noise."
+        if not study.file.secagg.enabled else
+        "Silos that collude beyond the study's limit can unmask an update; what protects it then is its noise.",
+        "The silo's own disk, keys and administrators are trusted.",
+    ]
+    if unit == "record":
+        found.insert(0, "The unit of privacy is one record: somebody with several records is protected less, about in "
+                        "proportion. Name [data] unit to protect whole persons.")
+    else:
+        found.insert(0, f"Somebody who stands under several values of '{unit}', or in several silos, is protected less.")
+    if not study.private:
+        found.insert(0, "Nothing is covered: this run trained without differential privacy.")
+    return found

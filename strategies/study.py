@@ -1,0 +1,480 @@
+"""The study: one TOML text, the same in simulation and in deployment, read once into a frozen value.
+
+The SHA-256 of the text's bytes is the study's identity: silos approve it, ledgers and reports cite it. All problems
+of a file are reported at once, each with its line, in the form: setting, value, what is allowed, remedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from tomlkit.exceptions import TOMLKitError
+
+from strategies.base import PerSiloStrategy, Strategy
+from strategies.errors import Problem, SettingError, StudyError, nearest
+from strategies.optimizers import OPTIMIZERS, Optimizer
+from strategies.privacy.accountant import calibrate
+from strategies.privacy.events import Event, Exact, Gaussian
+from strategies.spec import Registry, parse_spec
+
+STRATEGIES = Registry(kind="strategy", package="strategies", bases=("SumStrategy", "PerSiloStrategy"))
+
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Category = str | int | bool | float
+
+
+class Section(BaseModel):
+    """A table of the file: frozen, without unknown keys, every type as written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class StudySection(Section):
+    name: Name
+    task: Literal["classification", "regression", "multilabel"]
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 20
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 7
+
+
+class NumericFeature(Section):
+    """A number with public bounds; `source` says where the bounds come from (never from the records)."""
+
+    type: Literal["numeric"]
+    min: Annotated[float, Field(allow_inf_nan=False)]
+    max: Annotated[float, Field(allow_inf_nan=False)]
+    transform: Literal["none", "log"] = "none"
+    outside: Literal["clip", "missing", "refuse"] = "clip"
+    missing: Literal["indicator", "refuse"] = "indicator"
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if not self.min < self.max:
+            raise ValueError(f"min = {self.min:g} must be less than max = {self.max:g}; write the public bounds")
+        if self.transform == "log" and self.min <= 0:
+            raise ValueError(f"min = {self.min:g} must be above 0 with transform = 'log'; raise min or drop transform")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Number of columns that the feature becomes."""
+        return 1 + (self.missing == "indicator")
+
+
+class CategoricalFeature(Section):
+    """One of a public list of values; a value outside it counts as missing unless `outside` says otherwise."""
+
+    type: Literal["categorical"]
+    values: Annotated[tuple[Category, ...], Field(min_length=1, strict=False)]
+    outside: Literal["missing", "refuse"] = "missing"
+    missing: Literal["indicator", "refuse"] = "indicator"
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len({str(value) for value in self.values}) < len(self.values):
+            raise ValueError("values must be distinct; remove the repeated one")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Number of columns that the feature becomes."""
+        return len(self.values) + (self.missing == "indicator")
+
+
+Feature = Annotated[NumericFeature | CategoricalFeature, Field(discriminator="type")]
+
+
+class DataSection(Section):
+    kind: Literal["tabular", "images", "signals", "sequences", "text"]
+    target: Annotated[str, Field(min_length=1)] | None = None
+    unit: Annotated[str, Field(min_length=1)] | None = None
+    classes: Annotated[tuple[Category, ...], Field(min_length=2, strict=False)] | None = None
+    max_records_per_unit: Count = 1
+    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    test: str | None = None
+    features: dict[str, Feature] = Field(default_factory=dict)
+
+    @property
+    def input_width(self) -> int:
+        """Number of columns of all features: the width of a table's model."""
+        return sum(feature.width for feature in self.features.values())
+
+
+class ModelSection(Section):
+    name: str
+    initial: str | None = None
+
+
+class StrategySection(Section):
+    name: str = "fedavg()"
+    weights: Literal["uniform", "declared"] = "uniform"
+
+
+class TrainingSection(Section):
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+    steps: Count = 20
+    optimizer: str = "sgd(lr=0.2)"
+    expected_batch_size: Positive | None = None
+
+
+class PrivacySection(Section):
+    mechanism: Literal["dp-sgd", "none"] = "dp-sgd"
+    clip_norm: Positive = 1.0
+    epsilon: Positive | None = None
+    noise_multiplier: Positive | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    accountant: Literal["pld", "rdp"] = "pld"
+
+
+class SecaggSection(Section):
+    enabled: bool = False
+    max_colluding: Annotated[int, Field(ge=0)] = 1
+
+
+class CohortSection(Section):
+    min_silos: Count = 3
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    round_timeout_s: Positive = 600.0
+
+
+class EvaluationSection(Section):
+    metrics: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    release: Literal["masked", "noisy", "none"] | None = None
+    groups: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+
+class SimulationSection(Section):
+    dataset: str | None = None
+    silos: Count = 4
+    partition: str = "iid"
+    engine: Literal["inline", "pool", "batched", "ray"] = "inline"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class File(Section):
+    """The whole file."""
+
+    study: StudySection
+    data: DataSection
+    model: ModelSection
+    strategy: StrategySection = StrategySection()
+    training: TrainingSection = TrainingSection()
+    privacy: PrivacySection
+    secagg: SecaggSection = SecaggSection()
+    cohort: CohortSection = CohortSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    simulation: SimulationSection = SimulationSection()
+
+
+METRICS = {
+    "classification": ("accuracy", "auroc", "auprc", "brier"),
+    "multilabel": ("accuracy", "auroc", "auprc", "brier"),
+    "regression": ("rmse", "mae", "r2"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registries:
+    """What the names in a study may stand for; those that a reader does not own are only checked for form."""
+
+    models: Registry
+    datasets: Registry | None = None
+    partitions: Registry | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A valid study.
+
+    Args:
+        text: the file, byte for byte; its SHA-256 is the study's identity.
+        file: its values.
+        model: the argument dataclass of the model that it names.
+        strategy: the strategy that it names.
+        optimizer: the local optimiser that it names.
+    """
+
+    text: str
+    file: File
+    model: Any
+    strategy: Strategy
+    optimizer: Optimizer
+
+    @classmethod
+    def parse(cls, text: str, registries: Registries, *, source: str = "study.toml") -> Study:
+        """Read and check a study.
+
+        Raises:
+            StudyError: with every problem of the text.
+        """
+        document = _document(text, source).unwrap()
+        lines = _Lines(text)
+        try:
+            file = File.model_validate(document)
+        except ValidationError as error:
+            problems = [_problem(dict(entry), document, lines) for entry in error.errors()]
+            raise StudyError([*problems, *_spec_problems(document, registries, lines)[0]], source=source) from None
+        problems, resolved = _spec_problems(document, registries, lines)
+        problems += _cross_checks(file, resolved.get("strategy"), lines)
+        if problems:
+            raise StudyError(problems, source=source)
+        return cls(text=text, file=file, model=resolved["model"], strategy=resolved["strategy"],
+                   optimizer=resolved["optimizer"])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the text's bytes, 64 hex digits."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def unit(self) -> str:
+        """The unit of privacy as a report names it: the unit's column, or `record`."""
+        return self.file.data.unit or "record"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that the study asks for, or all that its task has."""
+        return self.file.evaluation.metrics or METRICS[self.file.study.task]
+
+    @property
+    def private(self) -> bool:
+        """Whether the study trains with differential privacy."""
+        return self.file.privacy.mechanism == "dp-sgd"
+
+    @cached_property
+    def noise_multiplier(self) -> float:
+        """Noise divided by clip norm: as written, or calibrated so that the whole study keeps its epsilon."""
+        privacy, training = self.file.privacy, self.file.training
+        if not self.private:
+            return 0.0
+        if privacy.noise_multiplier is not None:
+            return privacy.noise_multiplier
+        return calibrate(privacy.epsilon or math.nan, privacy.delta, sampling_rate=training.sampling_rate,
+                         steps=training.steps * self.file.study.rounds, accountant=privacy.accountant)
+
+    def round_events(self) -> tuple[Event, ...]:
+        """Return what one round of training releases, at worst."""
+        if not self.private:
+            return (Exact(what="model update"),)
+        training = self.file.training
+        return (Gaussian(noise_multiplier=self.noise_multiplier, sampling_rate=training.sampling_rate,
+                         steps=training.steps),)
+
+    def with_values(self, values: dict[str, Any], registries: Registries) -> Study:
+        """Return the study with `section.key` values written into its text (for example what a simulation read off
+        the data)."""
+        return Study.parse(override(self.text, values), registries)
+
+
+def override(text: str, values: dict[str, Any], *, source: str = "study.toml") -> str:
+    """Return `text` with each dotted `section.key` set to its value, comments and order kept.
+
+    Raises:
+        StudyError: the text is no TOML, or a key has no section.
+    """
+    document = _document(text, source)
+    for dotted, value in values.items():
+        *path, key = dotted.split(".")
+        if len(path) != 1 or not key:
+            raise StudyError([Problem(sentence=f"'{dotted}' is no section.key; write for example privacy.epsilon=1")],
+                             source="--set")
+        table = document.setdefault(path[0], tomlkit.table())
+        if not isinstance(table, dict):
+            raise StudyError([Problem(sentence=f"'{path[0]}' is no section; {nearest(path[0], File.model_fields)}")],
+                             source="--set")
+        table[key] = value
+    return tomlkit.dumps(document)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Read ``section.key=value``; the value is TOML, and a bare word is a text.
+
+    Raises:
+        SettingError: there is no ``=``.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise SettingError(f"--set {text} is not of the form section.key=value; write for example privacy.epsilon=1")
+    try:
+        return key.strip(), tomlkit.parse(f"x = {value.strip()}").unwrap()["x"]
+    except TOMLKitError:
+        return key.strip(), value.strip()
+
+
+# --- problems and their lines -------------------------------------------------------------------------------
+
+
+def _document(text: str, source: str) -> tomlkit.TOMLDocument:
+    try:
+        return tomlkit.parse(text)
+    except TOMLKitError as error:
+        line = getattr(error, "line", None)
+        sentence = f"this is no valid TOML ({str(error).split(' at line')[0]}); mend the syntax here"
+        raise StudyError([Problem(sentence=sentence, line=line)], source=source) from None
+
+
+class _Lines:
+    """Where each key of a TOML text stands: a scan of headers and keys, enough for a study's shape."""
+
+    def __init__(self, text: str) -> None:
+        self._at: dict[tuple[str, ...], int] = {}
+        prefix: tuple[str, ...] = ()
+        for number, raw in enumerate(text.splitlines(), start=1):
+            stripped = raw.strip()
+            if stripped.startswith("["):
+                prefix = _key_path(stripped.lstrip("[").split("]")[0])
+                self._at.setdefault(prefix, number)
+            elif "=" in stripped and not stripped.startswith("#"):
+                key = stripped.split("=", 1)[0] if stripped[0] not in "\"'" else _quoted(stripped)
+                self._at.setdefault((*prefix, *_key_path(key)), number)
+
+    def of(self, *path: str) -> int | None:
+        """Return the line of the longest known beginning of `path`."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self._at:
+                return self._at[path[:length]]
+        return None
+
+
+def _quoted(text: str) -> str:
+    return text[: text.find(text[0], 1) + 1]
+
+
+def _key_path(text: str) -> tuple[str, ...]:
+    try:
+        node: Any = tomlkit.parse(f"{text.strip()} = 0").unwrap()
+    except TOMLKitError:
+        return (text.strip(),)
+    path: list[str] = []
+    while isinstance(node, dict):
+        key, node = next(iter(node.items()))
+        path.append(key)
+    return tuple(path)
+
+
+def _problem(error: dict[str, Any], document: Any, lines: _Lines) -> Problem:
+    path = tuple(str(part) for part in error["loc"] if part not in ("numeric", "categorical"))
+    name, given = ".".join(path), error.get("input")
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        sentence = f"unknown key '{name}'; {nearest(path[-1], _keys_at(path[:-1], document))}"
+    elif kind == "missing":
+        sentence = f"{name} is missing; add it to [{'.'.join(path[:-1])}]" if len(path) > 1 else (
+            f"the section [{name}] is missing; add it")
+        if len(path) > 2 and path[-1] in ("min", "max"):
+            sentence = f"{name} is missing: a numeric feature needs public bounds; write min and max"
+    elif kind == "union_tag_not_found":
+        sentence = f"{name} has no type; write type = 'numeric' with min and max, or 'categorical' with values"
+    elif kind == "value_error":
+        sentence = f"{name}: {context.get('error', error['msg'])}"
+    else:
+        allowed = _allowed(error["msg"])
+        sentence = f"{name} = {_shown(given)} is not allowed: {allowed}"
+    return Problem(sentence=sentence, line=lines.of(*path))
+
+
+def _allowed(message: str) -> str:
+    text = message.removeprefix("Input ")
+    return f"it {text}" if message.startswith("Input") else text[0].lower() + text[1:]
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _keys_at(path: tuple[str, ...], document: Any) -> tuple[str, ...]:
+    if not path:
+        return tuple(File.model_fields)
+    if len(path) == 1:
+        return tuple(File.model_fields[path[0]].annotation.model_fields)  # type: ignore[union-attr]
+    feature = document["data"]["features"].get(path[2], {}) if len(path) > 2 else {}
+    kind = CategoricalFeature if feature.get("type") == "categorical" else NumericFeature
+    return tuple(kind.model_fields)
+
+
+def _spec_problems(
+    document: Any, registries: Registries, lines: _Lines
+) -> tuple[list[Problem], dict[str, Any]]:
+    """Resolve every spec that is a text, whatever else is wrong with the file."""
+    wanted: list[tuple[str, str, str, Registry | None, str | None]] = [
+        ("model", "model", "name", registries.models, None),
+        ("strategy", "strategy", "name", STRATEGIES, "fedavg()"),
+        ("optimizer", "training", "optimizer", OPTIMIZERS, "sgd(lr=0.2)"),
+        ("partition", "simulation", "partition", registries.partitions, "iid"),
+        ("dataset", "simulation", "dataset", registries.datasets, None),
+    ]
+    problems: list[Problem] = []
+    resolved: dict[str, Any] = {}
+    for what, section, key, registry, default in wanted:
+        table = document.get(section, {})
+        text = table.get(key, default) if isinstance(table, dict) else default
+        is_path = what == "dataset" and isinstance(text, str) and "(" not in text
+        if not isinstance(text, str) or is_path:
+            continue
+        try:
+            resolved[what] = registry.resolve(str(text)) if registry else parse_spec(str(text))
+        except SettingError as error:
+            problems.append(Problem(sentence=f"{section}.{key} = {_shown(str(text))}: {error}",
+                                    line=lines.of(section, key)))
+    return problems, resolved
+
+
+def _cross_checks(file: File, strategy: Strategy | None, lines: _Lines) -> list[Problem]:
+    found: list[Problem] = []
+
+    def check(holds: bool, sentence: str, *path: str) -> None:
+        if not holds:
+            found.append(Problem(sentence=sentence, line=lines.of(*path)))
+
+    privacy, data, evaluation = file.privacy, file.data, file.evaluation
+    targets = [privacy.epsilon, privacy.noise_multiplier]
+    if privacy.mechanism == "dp-sgd":
+        check(sum(value is not None for value in targets) == 1,
+              "exactly one of privacy.epsilon and privacy.noise_multiplier must be given with mechanism = 'dp-sgd'; "
+              + ("remove one" if None not in targets else "add epsilon, for example epsilon = 3.0"), "privacy")
+    else:
+        check(targets == [None, None],
+              "privacy.epsilon and privacy.noise_multiplier have no meaning with mechanism = 'none'; remove them, or "
+              "write mechanism = 'dp-sgd'", "privacy", "mechanism")
+    check(not (file.secagg.enabled and isinstance(strategy, PerSiloStrategy)),
+          f"strategy.name = '{file.strategy.name}' needs each silo's update by itself, which secure aggregation hides; "
+          "write secagg.enabled = false or choose a strategy that needs only the sum, such as fedavg()",
+          "strategy", "name")
+    check(evaluation.release != "masked" or file.secagg.enabled,
+          "evaluation.release = 'masked' needs secure aggregation; write secagg.enabled = true or release = 'none'",
+          "evaluation", "release")
+    check(not file.secagg.enabled,
+          "secagg.enabled = true: secure aggregation is not part of this version; write enabled = false",
+          "secagg", "enabled")
+    check(evaluation.release != "noisy",
+          "evaluation.release = 'noisy': noisy metric counts are not part of this version; write release = 'none'",
+          "evaluation", "release")
+    known = METRICS[file.study.task]
+    for metric in evaluation.metrics:
+        check(metric in known, f"evaluation.metrics has '{metric}', which task = '{file.study.task}' does not have; "
+              + nearest(metric, known), "evaluation", "metrics")
+    if data.kind == "tabular":
+        check(bool(data.features), "data.features is empty: a tabular study names every column that it reads, with its "
+              "type and public bounds or values; add [data.features]", "data")
+        check(data.target is not None, "data.target is missing; name the column to predict", "data")
+        check(file.study.task != "multilabel", "study.task = 'multilabel' has no tabular form; choose 'classification' "
+              "or 'regression'", "study", "task")
+    for role, column in (("target", data.target), ("unit", data.unit)):
+        check(column not in data.features, f"data.{role} = '{column}' is also a feature; remove it from data.features",
+              "data", "features", str(column))
+    check(data.max_records_per_unit == 1 or data.unit is not None,
+          "data.max_records_per_unit needs data.unit; name the column of the unit or remove it", "data",
+          "max_records_per_unit")
+    check(data.classes is None or file.study.task == "classification",
+          f"data.classes has no meaning with task = '{file.study.task}'; remove it", "data", "classes")
+    return found

@@ -1,0 +1,231 @@
+"""Every message between server and silo, one frozen dataclass each, and their way into Flower's records.
+
+A field bears two marks: how the server sees it (`clear`, or `masked` inside a sum) and what protects it (`public`:
+no record has an influence; `released`: a ledger event accounts for it; `exact`: an unprotected quantity that every
+report names). A field without marks fails a test.
+
+One message is one safetensors blob (arrays, and a JSON header for the rest), so that the hash in a ledger is the
+hash of exactly the bytes that left. This is the only file that names record keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors.numpy
+from flwr.app import Array, ArrayRecord, RecordDict
+
+from strategies.errors import ProtocolError
+from strategies.layout import Vector
+
+_RECORD = "fedsilo"
+
+
+class Seen(StrEnum):
+    """How the server sees a field."""
+
+    CLEAR = "clear"
+    MASKED = "masked"
+
+
+class Protection(StrEnum):
+    """What stands between a field and the records behind it."""
+
+    PUBLIC = "public"
+    RELEASED = "released"
+    EXACT = "exact"
+
+
+def _marked(seen: Seen, protection: Protection) -> Any:
+    return field(metadata={"seen": seen, "privacy": protection})
+
+
+def _public() -> Any:
+    return _marked(Seen.CLEAR, Protection.PUBLIC)
+
+
+# --- server to silo -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invite:
+    """Who wants to take part in this run? Answered by `Accept` or `Refused`."""
+
+    run: str = _public()
+    study: str = _public()  # digest of the study's text
+    code: str = _public()
+    layout: str = _public()  # digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train one round from these weights. Answered by `Update` or `Refused`."""
+
+    manifest: str = _public()  # canonical JSON
+    round: int = _public()  # from 1
+    received: int = _public()  # last round whose update from this silo arrived; 0 for none
+    weights: Vector = _public()
+    broadcast: Mapping[str, Vector] = _public()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Close:
+    """The run is over; here is the final model. Answered by `Farewell` or `Refused`."""
+
+    manifest: str = _public()
+    received: int = _public()
+    weights: Vector = _public()
+
+
+# --- silo to server -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accept:
+    """The silo takes part."""
+
+    silo: str = _public()
+    weight: float = _public()  # from the silo's own settings, never a count of records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """The weighted update of one round, released by the silo's ledger."""
+
+    silo: str = _public()
+    round: int = _public()
+    update: Vector = _marked(Seen.CLEAR, Protection.RELEASED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Farewell:
+    """The silo's own account of the run: events and epsilons, all of them functions of public settings."""
+
+    silo: str = _public()
+    statement: str = _public()  # canonical JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """The silo says no; the code is all it says."""
+
+    code: str = _public()
+
+
+Instruction = Invite | Train | Close
+Reply = Accept | Update | Farewell | Refused
+INSTRUCTIONS: tuple[type[Instruction], ...] = (Invite, Train, Close)
+REPLIES: tuple[type[Reply], ...] = (Accept, Update, Farewell, Refused)
+MESSAGE_TYPE = {Invite: "query.invite", Train: "train", Close: "evaluate"}
+
+M = TypeVar("M", bound=Instruction | Reply)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldFacts:
+    """What an egress log says of one field of one message."""
+
+    field: str
+    size_bytes: int
+    sha256: str
+    seen: str
+    privacy: str
+
+
+def facts(message: Instruction | Reply) -> tuple[FieldFacts, ...]:
+    """Return size, hash and marks of every field of `message`."""
+    rows = []
+    for entry in fields(message):
+        data = _bytes_of(getattr(message, entry.name))
+        rows.append(FieldFacts(field=f"{type(message).__name__}.{entry.name}", size_bytes=len(data),
+                               sha256=hashlib.sha256(data).hexdigest(),
+                               seen=str(entry.metadata["seen"]), privacy=str(entry.metadata["privacy"])))
+    return tuple(rows)
+
+
+def pack(message: Instruction | Reply) -> bytes:
+    """Return the message as the bytes that travel."""
+    plain: dict[str, Any] = {}
+    arrays: dict[str, Vector] = {}
+    for entry in fields(message):
+        value = getattr(message, entry.name)
+        if isinstance(value, np.ndarray):
+            arrays[entry.name] = np.ascontiguousarray(value, dtype=np.float32)
+        elif isinstance(value, Mapping):
+            arrays |= {f"{entry.name}/{key}": np.ascontiguousarray(v, np.float32) for key, v in value.items()}
+        else:
+            plain[entry.name] = value
+    header = {"kind": type(message).__name__, "fields": json.dumps(plain, sort_keys=True)}
+    return safetensors.numpy.save(arrays, metadata=header)
+
+
+def unpack(payload: bytes, allowed: tuple[type[M], ...]) -> M:
+    """Read a message of one of the allowed classes.
+
+    Raises:
+        ProtocolError: the bytes are no such message, or a field is missing, unknown or of another type.
+    """
+    try:
+        length = int.from_bytes(payload[:8], "little")
+        header = json.loads(payload[8 : 8 + length])["__metadata__"]
+        arrays = safetensors.numpy.load(payload)
+        values: dict[str, Any] = json.loads(header["fields"])
+        (kind,) = [cls for cls in allowed if cls.__name__ == header["kind"]]
+        types = {entry.name: str(entry.type) for entry in fields(kind)}
+        for name in types:
+            if types[name].startswith("Mapping"):
+                prefix = f"{name}/"
+                values[name] = {k.removeprefix(prefix): arrays.pop(k) for k in list(arrays) if k.startswith(prefix)}
+        message = kind(**values, **arrays)
+        sound = all(_fits(getattr(message, name), types[name]) for name in types)
+    except (ValueError, TypeError, KeyError, AttributeError, safetensors.SafetensorError):
+        raise ProtocolError(f"a message is none of {', '.join(cls.__name__ for cls in allowed)}") from None
+    if not sound:
+        raise ProtocolError(f"a field of a {kind.__name__} message has the wrong type")
+    return message
+
+
+def to_record(message: Instruction | Reply) -> RecordDict:
+    """Return Flower's form of a message."""
+    return payload_to_record(pack(message))
+
+
+def payload_to_record(payload: bytes) -> RecordDict:
+    """Return Flower's form of packed bytes."""
+    array = Array(dtype="uint8", shape=(len(payload),), stype="safetensors", data=payload)
+    return RecordDict({_RECORD: ArrayRecord({"payload": array})})
+
+
+def from_record(record: RecordDict, allowed: tuple[type[M], ...]) -> M:
+    """Read a message from Flower's form.
+
+    Raises:
+        ProtocolError: as in `unpack`, or the record has another form.
+    """
+    arrays = record.array_records.get(_RECORD)
+    if arrays is None or "payload" not in arrays:
+        raise ProtocolError("a message has no payload")
+    return unpack(arrays["payload"].data, allowed)
+
+
+def _bytes_of(value: object) -> bytes:
+    if isinstance(value, np.ndarray):
+        return np.ascontiguousarray(value, dtype="<f4").tobytes()
+    if isinstance(value, Mapping):
+        return b"".join(str(key).encode() + b"\0" + _bytes_of(value[key]) for key in sorted(value))
+    return json.dumps(value).encode()
+
+
+def _fits(value: object, hint: str) -> bool:
+    if hint == "Vector":
+        return isinstance(value, np.ndarray) and value.dtype == np.float32 and value.ndim == 1
+    if hint.startswith("Mapping"):
+        return isinstance(value, dict) and all(_fits(item, "Vector") for item in value.values())
+    plain: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int)}
+    return isinstance(value, plain[hint]) and not isinstance(value, bool)
