@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -267,12 +267,6 @@ def _make_silo(folder: Path, name: str, study: Study, part: pl.DataFrame) -> Non
     }
     (folder / "silo.toml").write_text(tomlkit.dumps(settings), encoding="utf-8")
     (folder / "policy.toml").write_text(tomlkit.dumps(policy), encoding="utf-8")
-
-
-def describe(dataset: Any) -> str:
-    """Return ``name(argument=default)`` of a data set class."""
-    arguments = ", ".join(f"{entry.name}={entry.default!r}" for entry in fields(dataset))
-    return f"{dataset.__name__}({arguments})"
 
 
 def pooled(parts: Sequence[Any]) -> Any:

@@ -1,0 +1,256 @@
+"""`fedsilo-simulate`: what a researcher types. Without an argument it runs the default study."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from strategies.command import guarded, not_built
+from strategies.errors import SettingError, nearest
+from strategies.study import parse_override
+
+if TYPE_CHECKING:
+    from simulations.run import Outcome
+    from strategies.study import Study
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+                  help="Simulate a federated study on this machine. Without a command: run the default study.",
+                  epilog="Example: fedsilo-simulate run breast-cancer --set privacy.epsilon=1")
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout and nothing else.")]
+
+
+@app.callback(invoke_without_command=True)
+def default(context: typer.Context) -> None:
+    """Run the default study when no command is given."""
+    if context.invoked_subcommand is None:
+        run_command()
+
+
+@app.command("run", epilog="Example: fedsilo-simulate run my-study.toml --set privacy.epsilon=1 --seed 3 --json")
+def run_command(
+    study: Annotated[str, typer.Argument(help="A ready study's name or the path of a study file.")] = "breast-cancer",
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE",
+                                                        help="Override one value of the study; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Override study.seed.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder that holds the run folders.")] = Path("runs"),
+    engine: Annotated[str | None, typer.Option(help="Override simulation.engine: inline.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Make new silo folders, with untouched budgets.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a study across simulated silos and write its run folder."""
+    from simulations.run import read_study, simulate
+
+    values = dict(parse_override(text) for text in overrides or [])
+    values |= {key: value for key, value in (("study.seed", seed), ("simulation.engine", engine)) if value is not None}
+    parsed, base = read_study(study, values)
+    console = Console(stderr=as_json, highlight=False, quiet=as_json)
+    if not parsed.private:
+        console.print("[bold red]mechanism = 'none': this run has NO differential privacy[/]")
+    with _progress(console, parsed) as seen:
+        try:
+            outcome = simulate(parsed, base, out=out, fresh=fresh)
+        except KeyboardInterrupt:
+            _interrupted(seen.folder)
+            raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps(machine_readable(outcome)))
+    else:
+        _print(console, outcome)
+
+
+@app.command("list", epilog="Example: fedsilo-simulate list models")
+def list_command(
+    what: Annotated[str, typer.Argument(help="models, strategies, data or studies; all of them if omitted.")] = "all",
+    as_json: Json = False,
+) -> None:
+    """List what a study may name."""
+    from simulations.listing import KINDS, rows
+
+    if what not in (*KINDS, "all"):
+        raise SettingError(f"list {what} is not allowed; {nearest(what, KINDS)}")
+    listed = {kind: rows(kind) for kind in (KINDS if what == "all" else (what,))}
+    if as_json:
+        print(json.dumps(listed if what == "all" else listed[what]))
+        return
+    console = Console(highlight=False)
+    for kind, entries in listed.items():
+        table = Table(*entries[0].keys(), title=kind, title_justify="left")
+        for entry in entries:
+            table.add_row(*("" if value is None else str(value) for value in entry.values()))
+        console.print(table)
+
+
+@app.command("sweep", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sweep_command() -> None:
+    """Run a study over a grid of settings (not built yet)."""
+    raise not_built("fedsilo-simulate sweep", "the results tables")
+
+
+@app.command("audit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def audit_command() -> None:
+    """Audit the privacy of a study empirically (not built yet)."""
+    raise not_built("fedsilo-simulate audit", "the empirical audit")
+
+
+@app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench_command() -> None:
+    """Measure training, simulation, aggregation and masks (not built yet)."""
+    raise not_built("fedsilo-simulate bench", "the private training engine")
+
+
+def machine_readable(outcome: Outcome) -> dict[str, Any]:
+    """Return what ``run --json`` prints."""
+    facts = outcome.facts
+    baselines = facts.get("baselines") or {}
+    rounds = facts["rounds"]
+    per_round = sum(line["seconds"]["total"] for line in rounds) / len(rounds) if rounds else None
+    return {
+        "run": str(outcome.folder), "metrics": facts["metrics"],
+        "baselines": {name: baselines.get(name) for name in ("pooled", "best_local")},
+        "epsilon": {silo["name"]: {key: silo[key] for key in ("epsilon", "delta", "unit")} for silo in facts["silos"]},
+        "rounds": len(rounds), "seconds": {"total": round(outcome.seconds, 3), "per_round": per_round},
+        "mechanism": facts["privacy"]["mechanism"],
+    }
+
+
+# --- progress -----------------------------------------------------------------------------------------------
+
+
+class _Seen(logging.Handler):
+    """Follows the server's log: the run folder, and each finished round."""
+
+    def __init__(self, console: Console, study: Study, progress: Progress | None) -> None:
+        super().__init__()
+        self.folder: Path | None = None
+        self._console, self._study, self._progress = console, study, progress
+        self._metric = study.metrics[0]
+        total = study.file.study.rounds
+        self._task = progress.add_task("silos and noise", total=total, seen="") if progress else None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if folder := getattr(record, "folder", None):
+            self.folder = folder
+        elif line := getattr(record, "line", None):
+            self._show(line)
+        elif record.levelno >= logging.WARNING:
+            self._console.print(f"[yellow]{record.getMessage()}[/]")
+        elif self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=record.getMessage())
+
+    def _show(self, line: dict[str, Any]) -> None:
+        value = line["metrics"].get(self._metric)
+        epsilons = [value for value in line["epsilon"].values() if value is not None]
+        text = f"{self._metric} {value:.4f}" if value is not None else f"{self._metric} -"
+        if epsilons:
+            text += f"   worst epsilon {max(epsilons):.4f}"
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, advance=1, description="round", seen=text)
+        elif line["round"] % max(1, self._study.file.study.rounds // 10) == 0:
+            self._console.print(f"round {line['round']} of {self._study.file.study.rounds}   {text}")
+
+
+@contextmanager
+def _progress(console: Console, study: Study) -> Iterator[_Seen]:
+    """Show a bar on a terminal and a line now and then elsewhere."""
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[seen]}"),
+                   TimeElapsedColumn(), console=console, transient=True) if console.is_terminal else None
+    handler = _Seen(console, study, bar)
+    logger = logging.getLogger("fedsilo")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        if bar is None:
+            yield handler
+        else:
+            with bar:
+                yield handler
+    finally:
+        logger.removeHandler(handler)
+
+
+def _interrupted(folder: Path | None) -> None:
+    if folder is None:
+        print("stopped before the first round; nothing was trained", file=sys.stderr)
+    else:
+        print(f"stopped: the finished rounds, their metrics and the report are in {folder}; fedsilo-server resume "
+              f"{folder} will take it up from there (it comes with deployment), until then run the study again",
+              file=sys.stderr)
+
+
+# --- the result ---------------------------------------------------------------------------------------------
+
+
+def _print(console: Console, outcome: Outcome) -> None:
+    facts = outcome.facts
+    privacy = facts["privacy"]
+    names = list(facts["metrics"]) or []
+    table = Table("round", *names, "worst epsilon", title="the global model on the pooled test data", title_justify="left")
+    for line in _some(facts["rounds"]):
+        worst = [value for value in line["epsilon"].values() if value is not None]
+        table.add_row(str(line["round"]), *(_number(line["metrics"][name]) for name in names),
+                      f"{max(worst):.4f}" if worst else "[red]none[/]")
+    baselines = facts.get("baselines")
+    if baselines:
+        table.add_section()
+        for label, key in (("pooled, not private", "pooled"), (f"best lone silo ({baselines['best_silo']}), not private",
+                                                               "best_local")):
+            table.add_row(label, *(_number(baselines[key][name]) for name in names), "")
+    console.print(table)
+    _print_silos(console, facts, privacy)
+    for note in facts["simulation"]["read_off_the_data"]:
+        console.print(f"[dim]not private: {note}[/]")
+    console.print(f"{len(facts['rounds'])} rounds in {outcome.seconds:.1f} s")
+    for label, path in (("run", outcome.folder), ("report", outcome.folder / "report.html"),
+                        ("silos", outcome.silos[0].parent)):
+        console.print(f"{label:<7}{_shown(path)}", soft_wrap=True)
+
+
+def _print_silos(console: Console, facts: dict[str, Any], privacy: dict[str, Any]) -> None:
+    if privacy["mechanism"] == "none":
+        console.print("[bold red]NO differential privacy: the updates of this run are unprotected[/]")
+        return
+    table = Table("silo", "rounds", "epsilon", "budget spent", "budget", title_justify="left",
+                  title=f"privacy: epsilon at delta = {privacy['delta']:g} a {privacy['unit']}, add-or-remove-one, "
+                        f"{privacy['accountant'].upper()}")
+    for silo in facts["silos"]:
+        budget = (silo["statement"] or {}).get("budget", {})
+        table.add_row(silo["name"], str(silo["rounds"]), f"{silo['epsilon']:.4f}", _number(budget.get("spent")),
+                      _number(budget.get("epsilon")))
+    console.print(table)
+
+
+def _some(lines: list[dict[str, Any]], most: int = 12) -> list[dict[str, Any]]:
+    """Return at most `most` lines, spread evenly, the last always among them."""
+    if len(lines) <= most:
+        return lines
+    step = -(-len(lines) // most)
+    return [line for line in lines if line["round"] % step == 0 or line is lines[-1]]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _shown(path: Path) -> str:
+    try:
+        return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    except ValueError:
+        return str(path)
+
+
+def main() -> None:
+    """Entry point of `fedsilo-simulate`."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    raise SystemExit(guarded(app))

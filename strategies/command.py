@@ -1,0 +1,49 @@
+"""How each of the four commands ends: an exit code, one sentence for an error, no traceback without ``--debug``.
+
+Exit codes: 0 done, 1 failed while running, 2 wrong usage or invalid study, 3 refused, 4 verification failed.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from strategies.errors import FedsiloError, NotBuiltError
+
+
+def guarded(application: typer.Typer, *, arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code: one sentence for each error, no traceback without ``--debug``."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    try:
+        result = application(args=given, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except FedsiloError as error:
+        if debug:
+            raise
+        print(f"error: {error}" if "\n" not in str(error) else str(error), file=sys.stderr)
+        return error.exit_code
+    except (typer.Exit, typer.Abort) as stop:
+        return getattr(stop, "exit_code", 1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if _is_usage(error):
+            print(f"error: {error.format_message()}", file=sys.stderr)  # type: ignore[attr-defined]
+            return 2
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error}; run again with --debug for the traceback", file=sys.stderr)
+        return 1
+
+
+def _is_usage(error: Exception) -> bool:
+    return hasattr(error, "format_message") and getattr(error, "exit_code", None) == 2
+
+
+def not_built(command: str, part: str) -> NotBuiltError:
+    """Return the error of a subcommand whose part of the system is not there yet."""
+    return NotBuiltError(f"{command} is not part of this version: it comes with {part}")
