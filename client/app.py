@@ -20,6 +20,7 @@ from client.round import REGISTRIES
 from client.silo import Silo, folder_of
 from strategies import wire
 from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, RefusalCode, StudyError
+from strategies.manifest import Manifest
 from strategies.study import Study
 
 I = TypeVar("I", wire.Invite, wire.Train, wire.Close)
@@ -57,20 +58,36 @@ def _answer(
     message: Message, context: Context, kind: type[I], handle: Callable[[I, Study, Silo], wire.Reply]
 ) -> Message:
     silo: Silo | None = None
+    run = ""
     reply: wire.Reply
     try:
         silo = Silo.open(folder_of(context.node_config))
         request = wire.from_record(message.content, (kind,))
+        run = _run_of(request)
         reply = handle(request, _study(str(context.run_config.get("study", ""))), silo)
-    except FedsiloError as error:
-        reply = wire.Refused(code=_code(error))
-        _note(silo, logging.WARNING, f"refused ({reply.code}): {error}")
     except Exception as error:  # noqa: BLE001 - the edge of the silo: no exception text may leave
-        reply = wire.Refused(code=RefusalCode.INTERNAL)
-        _note(silo, logging.ERROR, f"refused ({reply.code}): {''.join(traceback.format_exception(error))}")
-    if silo is not None:
-        silo.record_egress(str(message.metadata.run_id), _round_of(reply), reply)
+        reply = _refused(silo, error)
+    try:
+        if silo is not None:
+            silo.record_egress(run, _round_of(reply), reply)
+    except Exception as error:  # noqa: BLE001 - what cannot be recorded does not leave
+        reply = _refused(silo, error)
     return Message(wire.to_record(reply), reply_to=message)
+
+
+def _refused(silo: Silo | None, error: Exception) -> wire.Refused:
+    if isinstance(error, FedsiloError):
+        code, level, text = _code(error), logging.WARNING, str(error)
+    else:
+        code, level, text = RefusalCode.INTERNAL, logging.ERROR, "".join(traceback.format_exception(error))
+    sentence = f"refused ({code}): {text}"
+    try:
+        if silo is None:
+            raise OSError("no silo folder")
+        silo.log(level, sentence)
+    except OSError:
+        logging.getLogger("fedsilo.silo").log(level, sentence)
+    return wire.Refused(code=code)
 
 
 def _code(error: FedsiloError) -> RefusalCode:
@@ -83,11 +100,8 @@ def _code(error: FedsiloError) -> RefusalCode:
     return RefusalCode.INTERNAL
 
 
-def _note(silo: Silo | None, level: int, sentence: str) -> None:
-    if silo is None:
-        logging.getLogger("fedsilo.silo").log(level, sentence)
-    else:
-        silo.log(level, sentence)
+def _run_of(request: wire.Instruction) -> str:
+    return request.run if isinstance(request, wire.Invite) else Manifest.from_json(request.manifest).run
 
 
 def _round_of(reply: wire.Reply) -> int:

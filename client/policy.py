@@ -63,6 +63,8 @@ class Policy(_Table):
             raise SettingError(f"{path} is missing; a silo needs a policy before it takes part in a study") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingError(f"{path} is no valid TOML: {error}") from None
+        except OSError as error:
+            raise SettingError(f"{path} cannot be read: {error.strerror}") from None
         except ValidationError as error:
             first = error.errors()[0]
             raise SettingError(f"{path}: {'.'.join(map(str, first['loc']))} = {first['input']!r} is not allowed: "

@@ -8,7 +8,6 @@ owns the loop. `finish` makes the reply durable, then the release, and only then
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from strategies.errors import ProtocolError, Refusal, RefusalCode
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest
 from strategies.privacy.accountant import epsilon
+from strategies.statement import BudgetStatement, Statement
 from strategies.study import Registries, Study
 
 REGISTRIES = Registries(models=MODELS)
@@ -201,15 +201,15 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
             ledger.commit(run=manifest.run, round=request.received)
         here, ever = ledger.spent(root, run=manifest.run), ledger.spent(root)
     spent = budget.spent(ever) if not math.isinf(budget.epsilon) else math.inf
-    statement = {
-        "silo": silo.name, "run": manifest.run, "study": study.digest, "unit": study.unit,
-        "neighbouring": "add-or-remove-one", "delta": delta, "accountant": study.file.privacy.accountant,
-        "epsilon": _finite(epsilon(here, delta, accountant=study.file.privacy.accountant)),
-        "budget": {"epsilon": _finite(budget.epsilon), "delta": budget.delta, "gate": "rdp", "order": budget.order,
-                   "spent": _finite(spent)},
-        "durability": silo.settings.ledger.durability,
-    }
-    return wire.Farewell(silo=silo.name, statement=json.dumps(statement, sort_keys=True))
+    statement = Statement(
+        silo=silo.name, run=manifest.run, study=study.digest, unit=study.unit, neighbouring="add-or-remove-one",
+        delta=delta, accountant=study.file.privacy.accountant,
+        epsilon=_finite(epsilon(here, delta, accountant=study.file.privacy.accountant)),
+        budget=BudgetStatement(epsilon=_finite(budget.epsilon), delta=budget.delta, gate="rdp", order=budget.order,
+                               spent=_finite(spent)),
+        durability=silo.settings.ledger.durability,
+    )
+    return wire.Farewell(silo=silo.name, statement=statement.to_json())
 
 
 # --- shared -------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -25,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.ledger import Durability, Ledger
 from client.policy import Policy
-from strategies.errors import SettingError
+from strategies.errors import ProtocolError, SettingError
 from strategies.layout import Vector
 from strategies.privacy.budget import Budget
 from strategies.wire import Reply, facts
@@ -85,6 +86,8 @@ class Silo:
             raise SettingError(f"{folder} is no silo folder: it has no silo.toml; check FEDSILO_SILO") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingError(f"{path} is no valid TOML: {error}") from None
+        except OSError as error:
+            raise SettingError(f"{path} cannot be read: {error.strerror}") from None
         except ValidationError as error:
             first = error.errors()[0]
             raise SettingError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
@@ -125,7 +128,13 @@ class Silo:
         return Ledger.open(self.folder / "ledger.db", self.settings.ledger.durability)
 
     def state(self, run: str) -> RunState:
-        """Return what this silo keeps of a run."""
+        """Return what this silo keeps of a run.
+
+        Raises:
+            ProtocolError: `run`, which a server chose, could name another folder.
+        """
+        if not re.fullmatch(r"[0-9a-f]{32}", run):
+            raise ProtocolError("the run's identity is not 32 hex digits")
         return RunState(folder=self.folder / "state" / run)
 
     def record_egress(self, run: str, round: int, reply: Reply) -> None:

@@ -65,7 +65,8 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str) -> Path:
     status, statements = "interrupted", {}
     try:
         while len(progress.lines) < study.file.study.rounds:
-            progress = rounds.run_round(grid, study, roster, progress, evaluate)
+            chosen, progress = rounds.choose(study, roster, progress)
+            progress = rounds.run_round(grid, study, roster, chosen, progress, evaluate)
             line = progress.lines[-1]
             folder.record_round(line, progress.state, roster.manifest, layout)
             log.info("round %d of %d", line["round"], study.file.study.rounds, extra={"line": line})

@@ -9,7 +9,7 @@ from pathlib import Path
 import safetensors.numpy
 
 from strategies.base import State
-from strategies.errors import RunError
+from strategies.errors import ProtocolError, RunError
 from strategies.layout import Layout, Vector
 from strategies.manifest import Manifest
 
@@ -37,7 +37,7 @@ def load(folder: Path) -> tuple[State, Manifest]:
         memory = {name.removeprefix("memory/"): array for name, array in arrays.items() if name.startswith("memory/")}
         state = State(weights=arrays["weights"], round=int(facts["round"]), memory=memory)
         return state, Manifest.from_json(facts["manifest"])
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ProtocolError, safetensors.SafetensorError) as error:
         raise RunError(f"{folder} holds no readable checkpoint ({type(error).__name__})") from None
 
 

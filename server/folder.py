@@ -18,6 +18,7 @@ from strategies.errors import RunError
 from strategies.layout import Layout
 from strategies.manifest import Manifest
 from strategies.report.page import render
+from strategies.statement import Statement
 from strategies.study import Study
 
 
@@ -53,10 +54,9 @@ class RunFolder:
         checkpoint.save(self.path / "checkpoint", state, manifest)
         checkpoint.save_model(self.path / "model.safetensors", layout, state.weights)
 
-    def record_statement(self, silo: str, statement: Mapping[str, Any]) -> None:
+    def record_statement(self, silo: str, statement: Statement) -> None:
         """Keep what a silo states of the run."""
-        text = json.dumps(statement, indent=2, sort_keys=True)
-        checkpoint.write_whole(self.path / "statements" / f"{silo}.json", text.encode())
+        checkpoint.write_whole(self.path / "statements" / f"{silo}.json", statement.to_json().encode())
 
     def record_report(self, facts: Mapping[str, Any]) -> None:
         """Write both forms of the report."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest, Member
 from strategies.privacy.accountant import epsilon
+from strategies.statement import Statement
 from strategies.study import Study
 
 log = logging.getLogger("fedsilo.server")
@@ -82,6 +83,8 @@ def invite(grid: Grid, study: Study, run: str, layout: Layout) -> Roster:
     accepted: dict[str, tuple[int, float]] = {}
     for node, reply in answers.replies.items():
         if isinstance(reply, wire.Accept):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", reply.silo):  # it becomes a file's name
+                raise ProtocolError(f"a node calls itself silo {reply.silo[:64]!r}; a name has letters, digits and ._-")
             if reply.silo in accepted:
                 raise RunError(f"two nodes call themselves silo '{reply.silo}'; names must be distinct")
             if not (math.isfinite(reply.weight) and reply.weight > 0):
@@ -104,36 +107,57 @@ def _too_few(joined: int, needed: int, refusals: Mapping[int, str]) -> None:
     raise RunError(sentence)
 
 
-def run_round(grid: Grid, study: Study, roster: Roster, progress: Progress, evaluate: Evaluate | None) -> Progress:
-    """Run one round; a round with fewer than `min_silos` survivors leaves the model as it was.
+def choose(study: Study, roster: Roster, progress: Progress) -> tuple[list[str], Progress]:
+    """Return the next round's cohort, and the progress in which it is charged.
+
+    The charge comes before the request: a round that breaks off may have released what it asked for.
 
     Raises:
-        RunError: too few silos are left to select from, or the new model is not finite.
+        RunError: too few silos are left to select from.
     """
-    began = time.monotonic()
-    number = len(progress.lines) + 1
     limits = study.file.cohort
     present = [silo for silo in roster.nodes if silo not in progress.excluded]
     if len(present) < limits.min_silos:
         raise RunError(f"{len(present)} silos are left and cohort.min_silos asks for {limits.min_silos}; the others "
                        f"refused: {', '.join(sorted(set(progress.excluded.values())))}")
     chosen = cohort.select(present, fraction=limits.fraction, least=limits.min_silos, seed=study.file.study.seed,
-                           round=number)
+                           round=len(progress.lines) + 1)
+    asked = {**progress.asked, **{silo: progress.asked.get(silo, 0) + 1 for silo in chosen}}
+    return chosen, replace(progress, asked=asked)
+
+
+def run_round(grid: Grid, study: Study, roster: Roster, chosen: list[str], progress: Progress,
+              evaluate: Evaluate | None) -> Progress:
+    """Run one round; a round with fewer than `min_silos` survivors leaves the model as it was.
+
+    Args:
+        grid: Flower's way to the silos.
+        study: the agreed study.
+        roster: the silos of the run.
+        chosen: the cohort, already charged in `progress`.
+        progress: the run so far.
+        evaluate: the coordinator's own evaluation, if it owns test records.
+
+    Raises:
+        RunError: the new model is not finite.
+    """
+    began = time.monotonic()
+    number = len(progress.lines) + 1
+    limits = study.file.cohort
     requests = {roster.nodes[silo]: _train_request(silo, number, study, roster, progress) for silo in chosen}
     answers = cohort.ask(grid, requests, group=str(number), timeout_s=limits.round_timeout_s)
     updates, refused = _sort(answers, {roster.nodes[silo]: silo for silo in chosen}, number, progress.state)
     trained_s = time.monotonic() - began
     enough = len(updates) >= limits.min_silos
     state = _aggregate(study, roster.manifest, progress.state, updates) if enough else progress.state
-    asked = {**progress.asked, **{silo: progress.asked.get(silo, 0) + 1 for silo in chosen}}
     seen = dict(evaluate(state.weights)) if evaluate else {}
     loss = seen.pop("loss", None)
     line = {
         "round": number, "metrics": seen, "loss": loss, "cohort": len(chosen), "dropped": len(chosen) - len(updates),
-        "aggregated": enough, "epsilon": spent(study, asked),
+        "aggregated": enough, "epsilon": spent(study, progress.asked),
         "seconds": {"train": round(trained_s, 4), "total": round(time.monotonic() - began, 4)},
     }
-    return replace(progress, state=state, lines=(*progress.lines, line), asked=asked,
+    return replace(progress, state=state, lines=(*progress.lines, line),
                    received={**progress.received, **dict.fromkeys(updates, number)},
                    excluded={**progress.excluded, **refused})
 
@@ -201,9 +225,11 @@ def close(grid: Grid, study: Study, roster: Roster, progress: Progress, folder: 
         reply = answers.replies.get(node)
         if isinstance(reply, wire.Farewell) and reply.silo == silo:
             try:
-                statements[silo] = json.loads(reply.statement)
-            except ValueError:
-                log.warning("the statement of silo %s cannot be read", silo)
+                statement = Statement.from_json(reply.statement)
+            except ProtocolError as error:
+                log.warning("silo %s: %s", silo, error)
                 continue
-            folder.record_statement(silo, statements[silo])
+            if (statement.silo, statement.run, statement.study) == (silo, roster.manifest.run, study.digest):
+                statements[silo] = asdict(statement)
+                folder.record_statement(silo, statement)
     return statements

@@ -49,11 +49,13 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Run a study across simulated silos and write its run folder."""
-    from simulations.run import read_study, simulate
+    from simulations.ready import read_study
 
     values = dict(parse_override(text) for text in overrides or [])
     values |= {key: value for key, value in (("study.seed", seed), ("simulation.engine", engine)) if value is not None}
     parsed, base = read_study(study, values)
+    from simulations.run import simulate  # loads torch, so a mistake in the study is told before it
+
     console = Console(stderr=as_json, highlight=False, quiet=as_json)
     if not parsed.private:
         console.print("[bold red]mechanism = 'none': this run has NO differential privacy[/]")

@@ -11,17 +11,17 @@ from typing import Any
 
 from client.models.base import MODELS
 from simulations.datasets.base import DATASETS
+from simulations.ready import STUDIES
 from strategies.spec import Registry
 from strategies.study import STRATEGIES
 
 KINDS = ("models", "strategies", "data", "studies")
-_STUDIES = Path(__file__).parent / "studies"
 
 
 def rows(kind: str) -> list[dict[str, Any]]:
     """Return one row a member of `kind`, at least one."""
     if kind == "studies":
-        return [_study(path) for path in sorted(_STUDIES.glob("*.toml"))]
+        return [_study(path) for path in sorted(STUDIES.glob("*.toml"))]
     registry = {"models": MODELS, "strategies": STRATEGIES, "data": DATASETS}[kind]
     return [_member(registry, name) for name in registry.names()]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,15 @@ from typing import Any
 import safetensors.torch
 
 from client.data.records import Part
+from client.data.tabular import records_of
 from client.round import read_records
 from client.silo import Silo
 from server.folder import RunFolder
 from simulations.engines import inline
-from simulations.silos import REGISTRIES, complete, make_silos, pooled, read_dataset
-from strategies.errors import NotBuiltError, SettingError
-from strategies.study import Study, override
+from simulations.silos import complete, make_silos, pooled, read_dataset, what_fits
+from strategies.errors import NotBuiltError, Refusal, RefusalCode
+from strategies.study import Study
 
-DEFAULT_STUDY = "breast_cancer"
-STUDIES = Path(__file__).parent / "studies"
 log = logging.getLogger("fedsilo.simulate")
 
 
@@ -41,25 +39,6 @@ class Outcome:
     facts: dict[str, Any]
     silos: list[Path]
     seconds: float
-
-
-def read_study(name: str, overrides: Mapping[str, Any]) -> tuple[Study, Path]:
-    """Return a ready study by name or a study file by path, and the folder that its paths are relative to.
-
-    Raises:
-        StudyError: the study is not valid.
-        SettingError: there is no such study.
-    """
-    path = STUDIES / f"{name.replace('-', '_')}.toml"
-    if not path.exists():
-        path = Path(name).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        ready = ", ".join(sorted(file.stem.replace("_", "-") for file in STUDIES.glob("*.toml")))
-        raise SettingError(f"there is no study '{name}'; give the path of a study file, or one of {ready}") from None
-    text = override(text, dict(overrides), source=path.name) if overrides else text
-    return Study.parse(text, REGISTRIES, source=path.name), path.parent
 
 
 def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_baselines: bool = True) -> Outcome:
@@ -81,16 +60,22 @@ def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_b
         raise NotBuiltError(f"simulation.engine = '{engine}' is not part of this version; use --engine inline")
     frame = read_dataset(study, base)
     study, notes = complete(study, frame)
+    records_of(frame, study)  # a wrong value is told with its row in the user's own file
     silos = make_silos(study, frame, out.absolute() / "silos", fresh=secrets.token_hex(8) if fresh else "")
     parts, test = _records(study, silos)
     test_file = _write_test(silos[0].parent, study, test)
-    folder = _run_apps(study, silos, out, test_file)
+    try:
+        folder = _run_apps(study, silos, out, test_file)
+    except Refusal as refusal:
+        raise Refusal(refusal.code, what_fits(study, silos)) if refusal.code is RefusalCode.BUDGET else refusal from None
     facts = folder.report()
     facts["simulation"] = {
         "dataset": study.file.simulation.dataset, "partition": study.file.simulation.partition, "silos": len(silos),
         "engine": engine, "dropout": study.file.simulation.dropout, "durability": "process", "read_off_the_data": notes,
         "test_records": len(test.y),
     }
+    facts["unprotected"].append("the metrics and baselines of this page: exact, over the pooled records, as only a "
+                                "simulation can compute them")
     if with_baselines and len(test.y):
         from simulations.baselines import baselines
 

@@ -1,6 +1,7 @@
 """One data set into many silo folders, and what a simulation reads off it.
 
-A simulated silo is a folder like a real one: settings, a policy with a budget of epsilon 8, a ledger (without syncs:
+A simulated silo is a folder like a real one: settings, a policy with a budget of epsilon 8 (or what the first study
+needs, if that is more), a ledger (without syncs:
 `durability = "process"`), its part of the records. The folders stand beside the runs under a key of data, partition,
 seed and number of silos, so a budget lasts over runs, as it would in a building.
 """
@@ -26,6 +27,7 @@ from client.data.tabular import ROW_COLUMN, read_table, unit_keys
 from client.models.base import MODELS
 from simulations.datasets.base import DATASETS
 from strategies.errors import DataError, SettingError
+from strategies.privacy.budget import Budget
 from strategies.spec import Registry, require
 from strategies.study import Registries, Study
 
@@ -33,6 +35,7 @@ BUDGET_EPSILON = 8.0
 ROOT = "records"  # name of the one data root of a simulated silo
 LEAST_ROWS = 20  # a dirichlet partition is drawn again until each silo has as many
 _DRAWS = 10_000
+_LARGEST_BUDGET = 1000
 
 
 # --- partitions ---------------------------------------------------------------------------------------------
@@ -72,7 +75,7 @@ class Dirichlet:
 
     Args:
         alpha: concentration; small is very unequal.
-        least: drawn again until each silo has as many units.
+        least: drawn again until each silo has as many units, or half of an equal share where that is less.
     """
 
     alpha: float = 0.5
@@ -83,6 +86,7 @@ class Dirichlet:
         require(self.least >= 1, "dirichlet.least", self.least, "at least 1")
 
     def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int64]:
+        least = min(self.least, len(table.label) // (2 * silos))
         for _ in range(_DRAWS):
             owner = np.zeros(len(table.label), dtype=np.int64)
             for label in np.unique(table.label):
@@ -90,9 +94,9 @@ class Dirichlet:
                 shares = random.dirichlet(np.full(silos, self.alpha))
                 cuts = np.rint(np.cumsum(shares)[:-1] * len(units)).astype(int)
                 owner[units] = np.searchsorted(cuts, np.arange(len(units)), side="right")
-            if np.bincount(owner, minlength=silos).min() >= self.least:
+            if np.bincount(owner, minlength=silos).min() >= least:
                 return owner
-        raise SettingError(f"simulation.partition = 'dirichlet(alpha={self.alpha})' gave no split with {self.least} "
+        raise SettingError(f"simulation.partition = 'dirichlet(alpha={self.alpha})' gave no split with {least} "
                            f"units in each of {silos} silos; raise alpha or lower simulation.silos")
 
 
@@ -163,7 +167,7 @@ def read_dataset(study: Study, base: Path) -> pl.DataFrame:
         raise SettingError("simulation.dataset is missing: name a built-in data set such as breast_cancer(), or a path "
                            "to a .csv or .parquet file")
     if "(" in name:
-        frame = DATASETS.resolve(name).load()
+        frame: pl.DataFrame = DATASETS.resolve(name).load()
     else:
         frame = read_table(base / Path(name).expanduser())
     check_columns(frame, study.file.data)
@@ -260,13 +264,39 @@ def _make_silo(folder: Path, name: str, study: Study, part: pl.DataFrame) -> Non
     (folder / "data").mkdir(parents=True)
     part.write_parquet(folder / "data" / f"{ROOT}.parquet")
     settings = {"name": name, "data": {ROOT: {"path": f"data/{ROOT}.parquet"}}, "ledger": {"durability": "process"}}
-    budget = BUDGET_EPSILON if study.private else math.inf
+    budget = _budget(study) if study.private else math.inf
     policy = {
         "budget": {ROOT: {"epsilon": budget, "delta": study.file.privacy.delta}},
         "require": {"mechanism": study.file.privacy.mechanism, "min_cohort": 1, "approval": "automatic"},
     }
     (folder / "silo.toml").write_text(tomlkit.dumps(settings), encoding="utf-8")
     (folder / "policy.toml").write_text(tomlkit.dumps(policy), encoding="utf-8")
+
+
+def _budget(study: Study) -> float:
+    """Return 8, or the next whole epsilon whose gate lets this study through once: a simulation must be able to try it."""
+    whole, delta = study.round_events() * study.file.study.rounds, study.file.privacy.delta
+    for value in range(int(BUDGET_EPSILON), _LARGEST_BUDGET):
+        if Budget(epsilon=float(value), delta=delta).fits((), whole):
+            return float(value)
+    raise SettingError(f"the study's releases cost more than epsilon {_LARGEST_BUDGET}; raise privacy.noise_multiplier, "
+                       "or write mechanism = 'none' to train without protection and say so")
+
+
+def what_fits(study: Study, silos: Sequence[Path]) -> str:
+    """Return a sentence on what the silos' budgets still allow of a study."""
+    from client.silo import Silo  # loads Flower, which reading a study does not need
+
+    rounds, most = study.file.study.rounds, []
+    for silo in (Silo.open(folder) for folder in silos):
+        with silo.ledger() as ledger:
+            spent = ledger.spent(ROOT)
+        budget = silo.budget()
+        most.append((budget.rounds_that_fit(spent, study.round_events(), rounds), budget.spent(spent), budget.epsilon))
+    fitting, used, whole = min(most)
+    return (f"the study does not fit into the budget of the simulated silos: {used} of epsilon {whole} is spent at the "
+            f"gate, {fitting} of its {rounds} rounds would fit; ask for fewer rounds, a smaller privacy.epsilon, or "
+            "--fresh for new silo folders")
 
 
 def pooled(parts: Sequence[Any]) -> Any:

@@ -67,9 +67,11 @@ class Layout:
         """
         if vector.shape != (self.size,):
             raise ProtocolError(f"{what} has shape {vector.shape}, the model's layout asks for ({self.size},)")
-        if not np.isfinite(vector).all():
+        with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes infinite, and is refused
+            flat = np.ascontiguousarray(vector, dtype=np.float32)
+        if not np.isfinite(flat).all():
             raise ProtocolError(f"{what} holds a value that is not a finite number")
-        return np.ascontiguousarray(vector, dtype=np.float32)
+        return flat
 
     def split(self, vector: Vector) -> dict[str, Vector]:
         """Return the parameters by name, as views of `vector`."""

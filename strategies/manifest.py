@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 
 from strategies.errors import ProtocolError
@@ -56,10 +57,16 @@ class Manifest:
             values = json.loads(text)
             roster = tuple(Member(silo=str(m["silo"]), weight=float(m["weight"])) for m in values.pop("roster"))
             manifest = cls(**values, roster=roster)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise ProtocolError("the run's manifest cannot be read") from None
         if manifest.to_json() != text:
             raise ProtocolError("the run's manifest is not in its canonical form")
+        texts = [manifest.run, manifest.study, manifest.code, manifest.layout]
+        names = [member.silo for member in roster]
+        if not all(isinstance(text, str) for text in texts) or names != sorted(set(names)):
+            raise ProtocolError("the run's manifest holds a value of the wrong type, or a roster that is not sorted")
+        if not all(0 < member.weight < math.inf for member in roster):
+            raise ProtocolError("the run's manifest gives a silo a weight that is not a positive number")
         return manifest
 
     def digest(self) -> str:

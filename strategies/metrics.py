@@ -35,7 +35,8 @@ def _number(value: float) -> float | None:
 
 
 def _indicator(scores: Scores, labels: Labels) -> Scores:
-    return np.eye(scores.shape[1])[labels.astype(int)]
+    identity: Scores = np.eye(scores.shape[1])
+    return identity[labels.astype(int)]
 
 
 def _over_classes(metric: Callable[[Scores, Scores], float], scores: Scores, labels: Labels) -> float:

@@ -45,7 +45,7 @@ def parse_spec(text: str) -> Spec:
         return Spec(name=tree.id)
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)) or tree.args:
         raise SettingError(f"'{text}' is not of the form name(key=value, ...)")
-    arguments = []
+    arguments: list[tuple[str, Any]] = []
     for keyword in tree.keywords:
         if keyword.arg is None or keyword.arg in dict(arguments):
             raise SettingError(f"'{text}' repeats an argument or unpacks one; write each key once")

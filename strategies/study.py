@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
+import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 from tomlkit.exceptions import TOMLKitError
 
 from strategies.base import PerSiloStrategy, Strategy
@@ -28,7 +30,15 @@ STRATEGIES = Registry(kind="strategy", package="strategies", bases=("SumStrategy
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-Category = str | int | bool | float
+
+
+def _category(value: object) -> object:
+    if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{_shown(value)} is no category; a category is a text, a number, true or false")
+
+
+Category = Annotated[str | int | bool | float, PlainValidator(_category)]
 
 
 class Section(BaseModel):
@@ -155,7 +165,7 @@ class EvaluationSection(Section):
 class SimulationSection(Section):
     dataset: str | None = None
     silos: Count = 4
-    partition: str = "iid"
+    partition: str = "dirichlet(alpha=0.5)"
     engine: Literal["inline", "pool", "batched", "ray"] = "inline"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -284,13 +294,13 @@ def override(text: str, values: dict[str, Any], *, source: str = "study.toml") -
     document = _document(text, source)
     for dotted, value in values.items():
         *path, key = dotted.split(".")
-        if len(path) != 1 or not key:
+        if len(path) != 1 or not (path[0] and key):
             raise StudyError([Problem(sentence=f"'{dotted}' is no section.key; write for example privacy.epsilon=1")],
                              source="--set")
         table = document.setdefault(path[0], tomlkit.table())
         if not isinstance(table, dict):
-            raise StudyError([Problem(sentence=f"'{path[0]}' is no section; {nearest(path[0], File.model_fields)}")],
-                             source="--set")
+            sentence = f"'{path[0]}' is a plain value in this file; write it as a section [{path[0]}]"
+            raise StudyError([Problem(sentence=sentence)], source="--set")
         table[key] = value
     return tomlkit.dumps(document)
 
@@ -306,7 +316,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise SettingError(f"--set {text} is not of the form section.key=value; write for example privacy.epsilon=1")
     try:
         return key.strip(), tomlkit.parse(f"x = {value.strip()}").unwrap()["x"]
-    except TOMLKitError:
+    except (TOMLKitError, RecursionError):
         return key.strip(), value.strip()
 
 
@@ -316,10 +326,21 @@ def parse_override(text: str) -> tuple[str, Any]:
 def _document(text: str, source: str) -> tomlkit.TOMLDocument:
     try:
         return tomlkit.parse(text)
-    except TOMLKitError as error:
-        line = getattr(error, "line", None)
+    except (TOMLKitError, RecursionError) as error:
         sentence = f"this is no valid TOML ({str(error).split(' at line')[0]}); mend the syntax here"
-        raise StudyError([Problem(sentence=sentence, line=line)], source=source) from None
+        raise StudyError([Problem(sentence=sentence, line=_line_of(error, text))], source=source) from None
+
+
+def _line_of(error: Exception, text: str) -> int | None:
+    """Return the line of a syntax error; the standard library's parser knows it where tomlkit does not."""
+    line: int | None = getattr(error, "line", None)
+    if line is None:
+        try:
+            tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, RecursionError) as second:
+            found = re.search(r"at line (\d+)", str(second))
+            return int(found[1]) if found else None
+    return line
 
 
 class _Lines:
@@ -362,7 +383,9 @@ def _key_path(text: str) -> tuple[str, ...]:
 
 
 def _problem(error: dict[str, Any], document: Any, lines: _Lines) -> Problem:
-    path = tuple(str(part) for part in error["loc"] if part not in ("numeric", "categorical"))
+    path = tuple(str(part) for part in error["loc"])
+    if path[:2] == ("data", "features"):  # without pydantic's tag of the feature's type
+        path = path[:3] + path[4:]
     name, given = ".".join(path), error.get("input")
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
@@ -374,6 +397,10 @@ def _problem(error: dict[str, Any], document: Any, lines: _Lines) -> Problem:
             sentence = f"{name} is missing: a numeric feature needs public bounds; write min and max"
     elif kind == "union_tag_not_found":
         sentence = f"{name} has no type; write type = 'numeric' with min and max, or 'categorical' with values"
+    elif kind == "union_tag_invalid":
+        sentence = f"{name} has type = {_shown(context['tag'])}; allowed are numeric and categorical"
+    elif kind in ("model_type", "model_attributes_type"):
+        sentence = f"{name} = {_shown(given)} is not allowed: it must be a table; write [{name}] or {name} = {{ ... }}"
     elif kind == "value_error":
         sentence = f"{name}: {context.get('error', error['msg'])}"
     else:
@@ -383,6 +410,7 @@ def _problem(error: dict[str, Any], document: Any, lines: _Lines) -> Problem:
 
 
 def _allowed(message: str) -> str:
+    message = message.replace("Tuple", "List").replace("tuple", "list").replace("dictionary", "table")  # TOML's words
     text = message.removeprefix("Input ")
     return f"it {text}" if message.startswith("Input") else text[0].lower() + text[1:]
 
@@ -410,7 +438,7 @@ def _spec_problems(
         ("model", "model", "name", registries.models, None),
         ("strategy", "strategy", "name", STRATEGIES, "fedavg()"),
         ("optimizer", "training", "optimizer", OPTIMIZERS, "sgd(lr=0.2)"),
-        ("partition", "simulation", "partition", registries.partitions, "iid"),
+        ("partition", "simulation", "partition", registries.partitions, "dirichlet(alpha=0.5)"),
         ("dataset", "simulation", "dataset", registries.datasets, None),
     ]
     problems: list[Problem] = []

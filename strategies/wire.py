@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -113,9 +114,9 @@ class Farewell:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """The silo says no; the code is all it says."""
+    """The silo says no; the code is all it says. Whether it says so can depend on its records (code `data`)."""
 
-    code: str = _public()
+    code: str = _marked(Seen.CLEAR, Protection.EXACT)
 
 
 Instruction = Invite | Train | Close
@@ -161,8 +162,8 @@ def pack(message: Instruction | Reply) -> bytes:
             arrays |= {f"{entry.name}/{key}": np.ascontiguousarray(v, np.float32) for key, v in value.items()}
         else:
             plain[entry.name] = value
-    header = {"kind": type(message).__name__, "fields": json.dumps(plain, sort_keys=True)}
-    return safetensors.numpy.save(arrays, metadata=header)
+    header = json.dumps({"kind": type(message).__name__, "fields": plain}, sort_keys=True)
+    return safetensors.numpy.save(arrays, metadata={"message": header})  # one entry: safetensors shuffles several
 
 
 def unpack(payload: bytes, allowed: tuple[type[M], ...]) -> M:
@@ -173,18 +174,19 @@ def unpack(payload: bytes, allowed: tuple[type[M], ...]) -> M:
     """
     try:
         length = int.from_bytes(payload[:8], "little")
-        header = json.loads(payload[8 : 8 + length])["__metadata__"]
+        header = json.loads(json.loads(payload[8 : 8 + length])["__metadata__"]["message"])
         arrays = safetensors.numpy.load(payload)
-        values: dict[str, Any] = json.loads(header["fields"])
+        values: dict[str, Any] = header["fields"]
         (kind,) = [cls for cls in allowed if cls.__name__ == header["kind"]]
         types = {entry.name: str(entry.type) for entry in fields(kind)}
         for name in types:
             if types[name].startswith("Mapping"):
                 prefix = f"{name}/"
                 values[name] = {k.removeprefix(prefix): arrays.pop(k) for k in list(arrays) if k.startswith(prefix)}
-        message = kind(**values, **arrays)
+        values |= arrays
+        message = kind(**values)
         sound = all(_fits(getattr(message, name), types[name]) for name in types)
-    except (ValueError, TypeError, KeyError, AttributeError, safetensors.SafetensorError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, safetensors.SafetensorError):
         raise ProtocolError(f"a message is none of {', '.join(cls.__name__ for cls in allowed)}") from None
     if not sound:
         raise ProtocolError(f"a field of a {kind.__name__} message has the wrong type")
@@ -227,5 +229,6 @@ def _fits(value: object, hint: str) -> bool:
         return isinstance(value, np.ndarray) and value.dtype == np.float32 and value.ndim == 1
     if hint.startswith("Mapping"):
         return isinstance(value, dict) and all(_fits(item, "Vector") for item in value.values())
-    plain: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int)}
-    return isinstance(value, plain[hint]) and not isinstance(value, bool)
+    if hint == "float":
+        return isinstance(value, float | int) and type(value) is not bool and abs(value) <= sys.float_info.max
+    return type(value) is {"str": str, "int": int}[hint]

@@ -52,7 +52,20 @@ def load(path: Path, study: Study, rename: Mapping[str, str]) -> Records:
         DataError: the file or a value does not fit the study's schema.
     """
     frame = read_table(path)
-    frame = frame.rename({old: new for old, new in rename.items() if old in frame.columns})
+    try:
+        frame = frame.rename({old: new for old, new in rename.items() if old in frame.columns})
+    except pl.exceptions.DuplicateError:
+        raise DataError(f"the rename table of {path.name} gives a column a name that another column has; rename each "
+                        "column to a name of its own") from None
+    return records_of(frame, study)
+
+
+def records_of(frame: pl.DataFrame, study: Study) -> Records:
+    """Return the records of a table whose columns are named as in the study.
+
+    Raises:
+        DataError: a value does not fit the study's schema; the sentence names column and row.
+    """
     data = study.file.data
     check_columns(frame, data)
     encoded = {name: encode(name, frame[name], feature) for name, feature in data.features.items()}

@@ -9,9 +9,9 @@ whose gradient is not finite contributes zero.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -25,7 +25,11 @@ RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 _SHRINK = 1.0 - 2.0**-20  # rounding of the float32 sum can never lift a unit above the clip norm
-_hooked: WeakKeyDictionary[nn.Module, GradSampleModule] = WeakKeyDictionary()
+# The last bit of a row of a matrix product depends on the product's number of rows (up to whole tiles) and on the
+# row's place (through the alignment of its address, with period 4 on x86). Weights that make outputs cancel blow that
+# bit up until one unit's presence moves the clipped gradients of others. So batches are filled up to whole tiles, and
+# each row draws its place modulo 4 by itself: what a row contributes then has no way to depend on the other rows.
+_TILE_ROWS, _LANES = 16, 4
 
 
 def clipped_sum(model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: NDArray[np.int64],
@@ -57,9 +61,12 @@ def clipped_sum(model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: NDAr
         counts_U = torch.bincount(place_N, minlength=len(units)).to(per_row_NP.dtype)
         per_unit_UP = per_row_NP.new_zeros(len(units), layout.size)
         per_unit_UP.index_add_(0, place_N, per_row_NP / counts_U[place_N, None])
+        finite_U = torch.isfinite(per_unit_UP).all(dim=1)  # the mean of the largest finite values may overflow
+        per_unit_UP = torch.where(finite_U[:, None], per_unit_UP, 0.0)
     norm_U = torch.linalg.vector_norm(per_unit_UP, dim=1, dtype=torch.float64)
     factor_U = (_SHRINK * clip_norm / norm_U.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
-    return (factor_U @ per_unit_UP.double()).cpu().numpy()
+    total: NDArray[np.float64] = (factor_U @ per_unit_UP.double()).cpu().numpy()
+    return total
 
 
 def mean_gradient(model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -78,11 +85,12 @@ def mean_gradient(model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: ND
 
 
 def _per_row_gradients(model: nn.Module, loss: RowLoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    hooked = _hooked.get(model)
-    if hooked is None:
-        hooked = GradSampleModule(model, loss_reduction="sum")
-        _hooked[model] = hooked
+    hooked = model.__dict__.get("_hooked")
+    if hooked is None:  # kept by the model, past torch's registry of parts, so that both go together
+        hooked = model.__dict__["_hooked"] = GradSampleModule(model, loss_reduction="sum")
     hooked.zero_grad(set_to_none=True)
+    place_N = torch.from_numpy(_places(_random_lanes(len(x)))).to(x.device)
+    x, y = _spread(x, place_N), _spread(y, place_N)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         loss(hooked(x), y).sum().backward()
@@ -91,10 +99,28 @@ def _per_row_gradients(model: nn.Module, loss: RowLoss, x: torch.Tensor, y: torc
     for slot in layout_of(model).slots:
         parameter = parameters[slot.name]
         sample = getattr(parameter, "grad_sample", None)
-        rows.append(x.new_zeros(len(x), slot.size) if sample is None else sample.reshape(len(x), slot.size))
+        rows.append(x.new_zeros(len(place_N), slot.size) if sample is None
+                    else sample.reshape(len(x), slot.size)[place_N])
         parameter.grad_sample = None  # type: ignore[attr-defined]
         parameter.grad = None
     return torch.cat(rows, dim=1)
+
+
+def _random_lanes(count: int) -> NDArray[np.uint8]:
+    return np.frombuffer(os.urandom(count), np.uint8) % np.uint8(_LANES)
+
+
+def _places(lane: NDArray[np.uint8]) -> NDArray[np.int64]:
+    place = lane.astype(np.int64)
+    for number in range(_LANES):
+        mine = lane == number
+        place[mine] += _LANES * np.arange(np.count_nonzero(mine))
+    return place
+
+
+def _spread(values: torch.Tensor, place_N: torch.Tensor) -> torch.Tensor:
+    tiles = int(place_N.max()) // _TILE_ROWS + 1
+    return values.new_zeros(tiles * _TILE_ROWS, *values.shape[1:]).index_copy_(0, place_N, values)
 
 
 def _or_zero(gradient: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The two app objects in one process: a Flower Grid that calls the ClientApp itself.
 
-Silos answer one after the other, in the order in which they were asked, so a run is repeatable. A study can inject
+Silos answer one after the other, in the order in which they were asked, on one thread, so a run is repeatable on any
+number of cores. A study can inject
 dropouts: the request or the reply of a silo is lost with the study's probability, and the server sees Flower's own
 "node unavailable" error.
 """
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
+import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -95,6 +97,7 @@ def run(server_app: ServerApp, client_app: ClientApp, *, silos: list[Path], run_
         dropout: see `InlineGrid`.
         seed: see `InlineGrid`.
     """
+    torch.set_num_threads(1)
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, _SERVER_NODE, 1
     contexts = {
         _SERVER_NODE + 1 + number: Context(

@@ -11,7 +11,8 @@ so nothing is trained on an epsilon that is not known (fail closed).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -50,8 +51,7 @@ def epsilon(
     Raises:
         AccountingError: the number cannot be computed or is not sound.
     """
-    if not (isinstance(delta, float) and 0 < delta < 1):
-        raise AccountingError(f"delta = {delta} is not allowed: it must be a number between 0 and 1")
+    _check_delta(delta)
     merged = merge(events)
     if any(isinstance(event, Exact) for event in merged):
         return math.inf
@@ -74,7 +74,13 @@ def epsilon_at_order(events: Iterable[Event], delta: float, order: float) -> flo
 
     "Stop when this exceeds the budget" stays valid when later releases depend on earlier ones (Feldman & Zrnic
     2021, "Individual privacy accounting via a Rényi filter"; Haney et al. 2023), because the order is fixed.
+
+    Raises:
+        AccountingError: the number cannot be computed or is not sound.
     """
+    _check_delta(delta)
+    if not 1 < order < math.inf:
+        raise AccountingError(f"order = {order} is not allowed: it must be a number above 1")
     merged = merge(events)
     if any(isinstance(event, Exact) for event in merged):
         return math.inf
@@ -98,7 +104,8 @@ def calibrate(target_epsilon: float, delta: float, *, sampling_rate: float, step
     """
     if not (math.isfinite(target_epsilon) and target_epsilon > 0):
         raise SettingError(f"privacy.epsilon = {target_epsilon} is not allowed: it must be a positive number")
-    return _calibrate(float(target_epsilon), float(delta), float(sampling_rate), int(steps), accountant)
+    _check_delta(delta)
+    return _calibrate(float(target_epsilon), delta, sampling_rate, steps, accountant)
 
 
 @lru_cache(maxsize=256)
@@ -106,6 +113,11 @@ def _calibrate(target: float, delta: float, rate: float, steps: int, accountant:
     unit = 10**DIGITS
 
     def cost(ticks: int, *, coarse: bool) -> float:
+        if ticks > _LARGEST_NOISE * unit:
+            raise SettingError(
+                f"privacy.epsilon = {target} cannot be kept over {steps} steps at sampling rate {rate}; raise it, "
+                "or lower study.rounds, training.steps or training.sampling_rate"
+            )
         event = (Gaussian(noise_multiplier=ticks / unit, sampling_rate=rate, steps=steps),)
         if accountant == "rdp":
             return _rdp_epsilon(event, delta, _DEFAULT_ORDERS)
@@ -113,26 +125,31 @@ def _calibrate(target: float, delta: float, rate: float, steps: int, accountant:
             return _pld_compose(event, delta, "add-or-remove-one", _COARSE)
         return _pld_epsilon(event, delta, "add-or-remove-one")
 
-    low, high = 0, unit
-    while cost(high, coarse=True) > target:
-        low, high = high, high * 2
-        if high > _LARGEST_NOISE * unit:
-            raise SettingError(
-                f"privacy.epsilon = {target} cannot be kept over {steps} steps at sampling rate {rate}; raise it, "
-                "or lower study.rounds, training.steps or training.sampling_rate"
-            )
-    while high - low > 1:  # the coarse grid brackets, as it is the quicker one
+    near = _first(lambda ticks: cost(ticks, coarse=True) <= target, start=unit, step=unit)  # the quicker grid
+    return float(_first(lambda ticks: cost(ticks, coarse=False) <= target, start=near, step=1) / unit)
+
+
+def _first(fits: Callable[[int], bool], *, start: int, step: int) -> int:
+    """Return the smallest positive whole number that fits: strides that double away from `start`, then bisection."""
+    low, high = start - step, start
+    if fits(start):
+        while low > 0 and fits(low):
+            step *= 2
+            low, high = low - step, low
+    else:
+        low, high = start, start + step
+        while not fits(high):
+            step *= 2
+            low, high = high, high + step
+    low = max(low, 0)
+    while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if cost(middle, coarse=True) <= target else (middle, high)
-    while cost(high, coarse=False) > target:
-        high += 1
-    while high > 1 and cost(high - 1, coarse=False) <= target:
-        high -= 1
-    return high / unit
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
 
 
 def round_up(value: float, digits: int = DIGITS) -> float:
-    """Return `value` rounded up to `digits` decimals; an infinite value stays infinite.
+    """Return the least number of `digits` decimals that is not below `value`; an infinite value stays infinite.
 
     Raises:
         AccountingError: the value is NaN or negative.
@@ -141,10 +158,16 @@ def round_up(value: float, digits: int = DIGITS) -> float:
         raise AccountingError(f"the privacy loss came out as {value}; it must be a number of at least 0")
     if math.isinf(value):
         return value
-    scaled = math.ceil(value * 10**digits)
-    if scaled / 10**digits < value:
-        scaled += 1
-    return scaled / 10**digits
+    numerator, denominator = value.as_integer_ratio()  # whole numbers: no product overflows or is rounded
+    scaled = -(-numerator * 10**digits // denominator)
+    if (scaled - 1) / 10**digits >= value:  # the value is itself the float of a decimal
+        scaled -= 1
+    return float(scaled / 10**digits)
+
+
+def _check_delta(delta: float) -> None:
+    if not (isinstance(delta, float) and 0 < delta < 1):
+        raise AccountingError(f"delta = {delta} is not allowed: it must be a number between 0 and 1")
 
 
 # --- privacy loss distributions -----------------------------------------------------------------------------
@@ -161,12 +184,23 @@ def _pld_epsilon(events: tuple[Gaussian, ...], delta: float, neighbouring: Neigh
 @lru_cache(maxsize=512)
 def _pld_compose(events: tuple[Gaussian, ...], delta: float, neighbouring: Neighbouring, interval: float) -> float:
     total = None
-    for event in events:
-        part = _pld_of_one(event.noise_multiplier, event.sampling_rate, neighbouring, interval)
-        part = part.self_compose(event.steps) if event.steps > 1 else part
-        total = part if total is None else total.compose(part)
-    value = float(total.get_epsilon_for_delta(delta)) if total is not None else 0.0
+    with _fail_closed("PLD", events):
+        interval *= _widening(min(event.noise_multiplier for event in events))
+        for event in events:
+            part = _pld_of_one(event.noise_multiplier, event.sampling_rate, neighbouring, interval)
+            part = part.self_compose(event.steps) if event.steps > 1 else part
+            total = part if total is None else total.compose(part)
+        value = float(total.get_epsilon_for_delta(delta)) if total is not None else 0.0
     return _sound(value, "PLD", events, delta)
+
+
+def _widening(noise_multiplier: float) -> float:
+    """Return by how much the grid is widened when there is little noise, a power of ten.
+
+    The privacy loss then is of the size 1 / (2 sigma^2), and so are time and memory of a grid of fixed step. A wider
+    grid is still an upper bound (the distribution is pessimistic at every step); its error is small beside the loss.
+    """
+    return 10.0 ** max(0, math.ceil(math.log10(0.1 / noise_multiplier**2)))
 
 
 @lru_cache(maxsize=64)
@@ -198,9 +232,10 @@ def _rdp_epsilon(events: tuple[Gaussian, ...], delta: float, orders: Sequence[fl
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant(orders=list(orders) or None)
-    for event in events:
-        one = dp_event.GaussianDpEvent(event.noise_multiplier)
-        accountant.compose(dp_event.PoissonSampledDpEvent(event.sampling_rate, one), event.steps)
+    with _fail_closed("RDP", events):
+        for event in events:
+            one = dp_event.GaussianDpEvent(event.noise_multiplier)
+            accountant.compose(dp_event.PoissonSampledDpEvent(event.sampling_rate, one), event.steps)
     # A numerically negative RDP would be turned into epsilon = 0 by the conversion: it must not pass.
     divergences = [float(value) for value in accountant._rdp]
     if any(math.isnan(value) or value < 0 for value in divergences) or not any(map(math.isfinite, divergences)):
@@ -208,7 +243,17 @@ def _rdp_epsilon(events: tuple[Gaussian, ...], delta: float, orders: Sequence[fl
     return _sound(float(accountant.get_epsilon(delta)), "RDP", events, delta)
 
 
+@contextmanager
+def _fail_closed(accountant: str, events: tuple[Gaussian, ...]) -> Iterator[None]:
+    try:
+        yield
+    except (ArithmeticError, ValueError, MemoryError) as error:
+        raise AccountingError(f"{accountant} cannot account for {events} ({error}); no epsilon is reported") from None
+
+
 def _sound(value: float, accountant: str, events: tuple[Gaussian, ...], delta: float) -> float:
     if not math.isfinite(value) or value < 0 or (value == 0 and delta < 1e-12):
-        raise AccountingError(f"{accountant} gives epsilon = {value} for {events} at delta = {delta}: not a sound number")
+        raise AccountingError(
+            f"{accountant} gives epsilon = {value} for {events} at delta = {delta}: not a sound number"
+        )
     return value

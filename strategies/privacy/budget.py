@@ -8,7 +8,7 @@ earlier ones, also by concurrent runs, and "stop before the sum exceeds the budg
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from strategies.privacy.accountant import epsilon_at_order
@@ -52,7 +52,7 @@ class Budget:
         cost = self.spent((*spent, *planned))
         return math.isfinite(cost) and cost <= self.epsilon
 
-    def rounds_that_fit(self, spent: Iterable[Event], round_events: Sequence[Event], limit: int) -> int:
+    def rounds_that_fit(self, spent: Iterable[Event], round_events: tuple[Event, ...], limit: int) -> int:
         """Return how many rounds of `round_events`, at most `limit`, may follow `spent`."""
         done = tuple(spent)
         low, high = 0, limit

@@ -30,10 +30,9 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         sound = (
-            math.isfinite(self.noise_multiplier)
-            and self.noise_multiplier > 0
+            0 < self.noise_multiplier < math.inf  # false for NaN
             and 0 < self.sampling_rate <= 1
-            and isinstance(self.steps, int)
+            and type(self.steps) is int
             and self.steps >= 0
         )
         if not sound:
@@ -58,12 +57,18 @@ Event = Gaussian | Exact
 
 
 def merge(events: Iterable[Event]) -> tuple[Event, ...]:
-    """Return equal releases added up, in a fixed order: the same list gives the same key everywhere."""
+    """Return equal releases added up, in a fixed order: the same list gives the same key everywhere.
+
+    Raises:
+        AccountingError: something in the list is no event.
+    """
     steps: dict[tuple[float, float], int] = {}
     exact: set[Exact] = set()
     for event in events:
         if isinstance(event, Exact):
             exact.add(event)
+        elif not isinstance(event, Gaussian):
+            raise AccountingError(f"{event!r} is no event that can be accounted")
         else:
             key = (event.noise_multiplier, event.sampling_rate)
             steps[key] = steps.get(key, 0) + event.steps
@@ -83,8 +88,8 @@ def from_json(values: Mapping[str, Any]) -> Event:
         AccountingError: the kind is unknown or a value is missing, so nothing may be concluded from the list.
     """
     kinds: dict[str, type[Gaussian] | type[Exact]] = {"gaussian": Gaussian, "exact": Exact}
-    rest = {key: value for key, value in values.items() if key != "kind"}
     try:
+        rest = {key: value for key, value in values.items() if key != "kind"}
         return kinds[values["kind"]](**rest)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise AccountingError(f"an event of the ledger cannot be read ({error}); no privacy loss is computed") from None

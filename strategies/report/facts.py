@@ -57,7 +57,7 @@ def report_facts(*, study: Study, manifest: Manifest, status: str, started: date
         "rounds": [dict(line) for line in lines],
         "metrics": dict(last["metrics"]) if last else {},
         "loss": last["loss"] if last else None,
-        "releases": _releases(),
+        "releases": _releases(study),
         "unprotected": _unprotected(study),
         "not_covered": _not_covered(study),
         "baselines": None,
@@ -75,15 +75,18 @@ def _privacy(study: Study) -> dict[str, Any]:
         "expected_batch_size": training.expected_batch_size,
         "max_records_per_unit": study.file.data.max_records_per_unit,
         "epsilon_if_completed": _number(_epsilon(study, whole)),
-        "sampling": "each unit by itself with the sampling rate (Poisson), from operating-system entropy",
+        "sampling": "each unit by itself with the sampling rate (Poisson), from "
+                    + ("operating-system entropy" if study.private else "the study's seed, so it is known to all"),
         "noise": "Gaussian from operating-system entropy (AES-256-CTR), on a grid of 2^-20 clip norms whose rounding "
-                 "is paid for with more noise",
+                 "is paid for with more noise" if study.private else "none",
         "secure_aggregation": study.file.secagg.enabled,
     }
 
 
 def _silo(study: Study, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     delta, events = study.file.privacy.delta, study.round_events() * int(facts["rounds"])
+    if not study.private:  # also before its first round, such a run has no bound
+        events = (*events, *study.round_events())
     return {
         "name": name, "rounds": facts["rounds"], "refusal": facts["refusal"], "unit": study.unit, "delta": delta,
         "epsilon": _number(_epsilon(study, events)),
@@ -114,21 +117,26 @@ _WHAT_TRAVELS = {
     "Update.silo": "name of the silo", "Update.round": "number of the round",
     "Update.update": "model update of the round, clipped and noised before it was used",
     "Farewell.silo": "name of the silo", "Farewell.statement": "what the silo's own ledger says was spent",
-    "Refused.code": "one word of a fixed list, when the silo says no",
+    "Refused.code": "whether the silo refused, and one word of a fixed list why ('data' depends on its records)",
 }
 
 
-def _releases() -> list[dict[str, str]]:
-    return [
-        {"field": f"{reply.__name__}.{entry.name}", "what": _WHAT_TRAVELS[f"{reply.__name__}.{entry.name}"],
-         "seen": str(entry.metadata["seen"]), "privacy": str(entry.metadata["privacy"])}
-        for reply in wire.REPLIES for entry in fields(reply)
-    ]
+def _releases(study: Study) -> list[dict[str, str]]:
+    rows = []
+    for reply in wire.REPLIES:
+        for entry in fields(reply):
+            name, protection = f"{reply.__name__}.{entry.name}", entry.metadata["privacy"]
+            what = _WHAT_TRAVELS[name]
+            if protection == wire.Protection.RELEASED and not study.private:
+                protection, what = wire.Protection.EXACT, f"{what.split(',')[0]}, without any protection"
+            rows.append({"field": name, "what": what, "seen": str(entry.metadata["seen"]), "privacy": str(protection)})
+    return rows
 
 
 def _unprotected(study: Study) -> list[str]:
-    found = ["that the silo took part, in which rounds, and how long each of its replies took",
-             "the study's schema: names, bounds and categories of the columns"]
+    found = [row["what"] for row in _releases(study) if row["privacy"] == wire.Protection.EXACT]
+    found += ["that the silo took part, in which rounds, and how long each of its replies took",
+              "the study's schema: names, bounds and categories of the columns"]
     if study.file.strategy.weights == "declared":
         found.append("the weight that each silo declares")
     if not study.private:
@@ -137,6 +145,8 @@ def _unprotected(study: Study) -> list[str]:
 
 
 def _not_covered(study: Study) -> list[str]:
+    if not study.private:
+        return ["Nothing is covered: this run trained without differential privacy."]
     unit = study.unit
     found = [
         "Choices made by looking at the records before the study (features, bounds, model) are not accounted, nor are "
@@ -152,6 +162,4 @@ def _not_covered(study: Study) -> list[str]:
                         "proportion. Name [data] unit to protect whole persons.")
     else:
         found.insert(0, f"Somebody who stands under several values of '{unit}', or in several silos, is protected less.")
-    if not study.private:
-        found.insert(0, "Nothing is covered: this run trained without differential privacy.")
     return found

@@ -1,0 +1,37 @@
+"""`fedsilo-server`: what a coordinator types."""
+
+from __future__ import annotations
+
+import typer
+
+from strategies.command import guarded, not_built
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Coordinate a federated study.", epilog="Example: fedsilo-server describe study.toml")
+_LATER = {
+    "init": "Make a coordinator: certificates, config, empty roster.",
+    "enrol": "Add a silo to the roster.",
+    "up": "Start the coordinator.",
+    "run": "Run a study over the enrolled silos.",
+    "describe": "Say what a study would do.",
+    "status": "Show runs and silos.",
+    "stop": "Stop a run or the coordinator.",
+    "resume": "Take an interrupted run up again.",
+    "report": "Write a run's report.",
+}
+
+
+def _later(name: str, summary: str) -> None:
+    @app.command(name, help=f"{summary} (not built yet)", add_help_option=True,
+                 context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+    def command() -> None:
+        raise not_built(f"fedsilo-server {name}", "deployment")
+
+
+for _name, _summary in _LATER.items():
+    _later(_name, _summary)
+
+
+def main() -> None:
+    """Entry point of `fedsilo-server`."""
+    raise SystemExit(guarded(app))

@@ -1,0 +1,162 @@
+"""Laws of a report's facts: every privacy number is the accountant's for what was released at worst, none is missing.
+
+Oracle: the accountant (tested against vectors in test_accounting.py), and Fraction arithmetic for the odds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategies import wire
+from strategies.manifest import Manifest, Member
+from strategies.privacy.accountant import epsilon
+from strategies.privacy.events import Gaussian
+from strategies.report.facts import FORMAT, odds, report_facts
+from strategies.spec import Registry
+from strategies.study import Registries, Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """A model without arguments."""
+
+
+TEXT = """
+[study]
+name = "heart"
+task = "classification"
+rounds = 4
+[data]
+kind = "tabular"
+target = "ill"
+[data.features]
+age = { type = "numeric", min = 0, max = 120 }
+[model]
+name = "linear()"
+[training]
+steps = 3
+[privacy]
+noise_multiplier = 2.0
+"""
+STATEMENT = {"silo": "a", "epsilon": 1}
+
+
+def study(*changes: tuple[str, str]) -> Study:
+    text = TEXT
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return Study.parse(text, Registries(models=Registry(kind="model", classes=(Linear,))))
+
+
+def facts(of: Study, *, status: str = "complete", lines: int = 4, rounds: dict[str, int] | None = None,
+          refusals: tuple[str, ...] = ()) -> dict[str, Any]:
+    asked = {"b": 2, "a": 4} if rounds is None else rounds
+    manifest = Manifest(run="r", study=of.digest, code="1", layout="l",
+                        roster=tuple(Member(silo=silo, weight=1.0) for silo in sorted(asked)))
+    silos = {silo: {"rounds": count, "refusal": "budget" if silo == "b" else None, "statement": STATEMENT if silo == "a" else None}
+             for silo, count in asked.items()}
+    return report_facts(study=of, manifest=manifest, status=status, started=datetime(2026, 1, 1, tzinfo=UTC),
+                        finished=datetime(2026, 1, 1, 0, 1, tzinfo=UTC), silos=silos, refusals=refusals, parameters=3,
+                        lines=[{"round": n, "metrics": {"accuracy": n / 10}, "loss": 1 / n} for n in range(1, lines + 1)])
+
+
+def release(rounds: int) -> list[Gaussian]:
+    return [Gaussian(noise_multiplier=2.0, sampling_rate=0.05, steps=3 * rounds)]
+
+
+def test_each_silos_epsilon_is_the_accountants_for_the_rounds_it_was_asked_for() -> None:
+    found = facts(study())
+    assert [silo["name"] for silo in found["silos"]] == ["a", "b"]
+    for silo, rounds in zip(found["silos"], (4, 2), strict=True):
+        expected = epsilon(release(rounds), 1e-5)
+        assert silo["epsilon"] == expected
+        assert silo["epsilon_rdp"] == epsilon(release(rounds), 1e-5, accountant="rdp") > expected
+        assert silo["epsilon_without_amplification"] == epsilon(release(rounds), 1e-5, amplification=False) > expected
+        assert silo["odds"] == odds(expected)
+        assert silo["events"] == [{"kind": "gaussian", "noise_multiplier": 2.0, "sampling_rate": 0.05, "steps": 3 * rounds}]
+        assert (silo["delta"], silo["unit"], silo["rounds"]) == (1e-5, "record", rounds)
+    assert found["privacy"]["epsilon_if_completed"] == epsilon(release(4), 1e-5)
+
+
+def test_the_studys_accountant_gives_the_number() -> None:
+    found = facts(study(("[privacy]", '[privacy]\naccountant = "rdp"')))
+    assert found["silos"][0]["epsilon"] == found["silos"][0]["epsilon_rdp"] == epsilon(release(4), 1e-5, accountant="rdp")
+
+
+def test_a_run_that_was_interrupted_before_its_first_round_has_no_metrics() -> None:
+    found = facts(study(), status="interrupted", lines=0, rounds={"a": 0})
+    assert (found["run"]["status"], found["run"]["rounds_done"], found["run"]["rounds_planned"]) == ("interrupted", 0, 4)
+    assert (found["metrics"], found["loss"], found["rounds"], found["baselines"]) == ({}, None, [], None)
+    assert (found["silos"][0]["epsilon"], found["silos"][0]["events"], found["silos"][0]["odds"]) == (0.0, [], 0.5)
+    assert found["privacy"]["epsilon_if_completed"] > 0
+
+
+def test_a_run_names_what_it_cites() -> None:
+    of = study()
+    found = facts(of, refusals=("policy", "data"))
+    assert found["format"] == FORMAT
+    assert found["run"]["study_digest"] == of.digest
+    assert (found["run"]["started"], found["run"]["finished"]) == ("2026-01-01T00:00:00+00:00", "2026-01-01T00:01:00+00:00")
+    assert (found["metrics"], found["loss"], found["run"]["rounds_done"]) == ({"accuracy": 0.4}, 0.25, 4)
+    assert found["never_joined"] == ["policy", "data"]
+    assert [silo["refusal"] for silo in found["silos"]] == [None, "budget"]
+    assert [silo["statement"] for silo in found["silos"]] == [STATEMENT, None]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found, "the facts are not plain JSON"
+
+
+def test_a_run_without_a_mechanism_claims_nothing() -> None:
+    unprotected = study(("noise_multiplier = 2.0", 'mechanism = "none"'))
+    found = facts(unprotected)
+    silo = found["silos"][0]
+    assert [silo[key] for key in ("epsilon", "epsilon_rdp", "epsilon_without_amplification")] == [None] * 3
+    assert (silo["odds"], silo["events"]) == (1.0, [{"kind": "exact", "what": "model update"}])
+    assert found["privacy"]["epsilon_if_completed"] is None
+    assert found["unprotected"][0].startswith("the model updates themselves")
+    assert found["not_covered"][0].startswith("Nothing is covered")
+    assert {row["field"]: row["privacy"] for row in found["releases"]}["Update.update"] == "exact"
+    json.dumps(found, allow_nan=False)
+    assert facts(unprotected, lines=0, rounds={"a": 0})["silos"][0]["epsilon"] is None, "nor before its first round"
+
+
+def test_every_field_of_every_reply_is_listed_with_its_marks() -> None:
+    rows = {row["field"]: row for row in facts(study())["releases"]}
+    assert set(rows) == {f"{reply.__name__}.{field.name}" for reply in wire.REPLIES for field in fields(reply)}
+    assert (rows["Update.update"]["seen"], rows["Update.update"]["privacy"]) == ("clear", "released")
+
+
+def test_what_is_not_protected_depends_on_the_study() -> None:
+    plain, declared = (facts(study(("[model]", f'[strategy]\nweights = "{weights}"\n[model]')))["unprotected"]
+                       for weights in ("uniform", "declared"))
+    assert set(declared) - set(plain) == {"the weight that each silo declares"}
+    by_record = facts(study())["not_covered"]
+    by_person = facts(study(('target = "ill"', 'target = "ill"\nunit = "person"')))
+    assert "one record" in by_record[0]
+    assert "'person'" in by_person["not_covered"][0]
+    assert by_person["privacy"]["unit"] == by_person["silos"][0]["unit"] == "person"
+
+
+# --- odds ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("value", "expected"), [
+    (0.0, 0.5), (math.log(3), 0.75), (math.log(9), 0.9), (1.0, 0.7311), (20.0, 1.0), (800.0, 1.0), (1e308, 1.0), (math.inf, 1.0)])
+def test_odds_by_hand(value: float, expected: float) -> None:
+    """e^eps / (1 + e^eps); e / (1 + e) = 0.73105..., rounded up."""
+    assert odds(value) == pytest.approx(expected, abs=1e-4)
+    assert expected <= odds(value) <= 1.0
+
+
+@given(st.floats(0, 50))
+def test_odds_are_never_below_the_formula(value: float) -> None:
+    power = Fraction(math.exp(value)) * (1 - Fraction(1, 10**15))  # math.exp is good to an ulp or two
+    assert power / (1 + power) <= Fraction(odds(value)) <= power / (1 + power) + Fraction(2, 10**4)
