@@ -37,6 +37,9 @@ CREATE TABLE IF NOT EXISTS entries (
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS once ON entries (run, round, kind);
 CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER IF NOT EXISTS no_replace BEFORE INSERT ON entries WHEN EXISTS (
+    SELECT 1 FROM entries WHERE seq = NEW.seq OR (run = NEW.run AND round = NEW.round AND kind = NEW.kind)
+) BEGIN SELECT RAISE(ABORT, 'append only'); END;
 CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
 """
 
@@ -78,7 +81,7 @@ class Ledger:
         try:
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute(f"PRAGMA synchronous = {'EXTRA' if durability == 'power-loss' else 'OFF'}")
-            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'no_delete'").fetchone():
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'no_replace'").fetchone():
                 connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             yield cls(connection)
         finally:

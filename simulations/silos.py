@@ -159,13 +159,9 @@ def read_dataset(study: Study, base: Path) -> pl.DataFrame:
     """Return the table that `simulation.dataset` names; a path is relative to `base` (the study file's folder).
 
     Raises:
-        SettingError: no data set is named.
         DataError: it cannot be read, or a column that the study reads is missing.
     """
     name = study.file.simulation.dataset
-    if name is None:
-        raise SettingError("simulation.dataset is missing: name a built-in data set such as breast_cancer(), or a path "
-                           "to a .csv or .parquet file")
     if "(" in name:
         frame: pl.DataFrame = DATASETS.resolve(name).load()
     else:
@@ -234,7 +230,7 @@ def _key(study: Study, frame: pl.DataFrame, fresh: str) -> str:
              study.file.data.target, study.private, fresh]
     content = hashlib.sha256(json.dumps(facts).encode())
     content.update(hashlib.sha256(frame.write_csv().encode()).digest())
-    name = (simulation.dataset or "data").split("(")[0].rsplit("/", 1)[-1]
+    name = simulation.dataset.split("(")[0].rsplit("/", 1)[-1]
     return f"{name}-{content.hexdigest()[:12]}"
 
 

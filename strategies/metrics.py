@@ -35,8 +35,8 @@ def _number(value: float) -> float | None:
 
 
 def _indicator(scores: Scores, labels: Labels) -> Scores:
-    identity: Scores = np.eye(scores.shape[1])
-    return identity[labels.astype(int)]
+    truth: Scores = np.eye(scores.shape[1])[labels.astype(int)]
+    return truth
 
 
 def _over_classes(metric: Callable[[Scores, Scores], float], scores: Scores, labels: Labels) -> float:

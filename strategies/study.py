@@ -6,6 +6,7 @@ of a file are reported at once, each with its line, in the form: setting, value,
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import re
@@ -163,7 +164,7 @@ class EvaluationSection(Section):
 
 
 class SimulationSection(Section):
-    dataset: str | None = None
+    dataset: str = "breast_cancer()"
     silos: Count = 4
     partition: str = "dirichlet(alpha=0.5)"
     engine: Literal["inline", "pool", "batched", "ray"] = "inline"
@@ -228,14 +229,13 @@ class Study:
         """
         document = _document(text, source).unwrap()
         lines = _Lines(text)
-        try:
-            file = File.model_validate(document)
-        except ValidationError as error:
-            problems = [_problem(dict(entry), document, lines) for entry in error.errors()]
-            raise StudyError([*problems, *_spec_problems(document, registries, lines)[0]], source=source) from None
         problems, resolved = _spec_problems(document, registries, lines)
-        problems += _cross_checks(file, resolved.get("strategy"), lines)
-        if problems:
+        file, faults = _validate(document)
+        problems += [_problem(fault, document, lines) for fault in faults]
+        if file is not None:
+            faulty = {str(fault["loc"][0]) for fault in faults}
+            problems += _cross_checks(file, resolved.get("strategy"), lines, faulty)
+        if problems or file is None:
             raise StudyError(problems, source=source)
         return cls(text=text, file=file, model=resolved["model"], strategy=resolved["strategy"],
                    optimizer=resolved["optimizer"])
@@ -343,6 +343,33 @@ def _line_of(error: Exception, text: str) -> int | None:
     return line
 
 
+def _validate(document: dict[str, Any]) -> tuple[File | None, list[dict[str, Any]]]:
+    """Return the file and its faults; with faults, the file is what is left without them, if that is a file at all."""
+    try:
+        return File.model_validate(document), []
+    except ValidationError as error:
+        faults: list[dict[str, Any]] = [dict(entry) for entry in error.errors()]
+    rest = copy.deepcopy(document)
+    for fault in faults:
+        _remove(rest, [part for part in fault["loc"] if part not in ("numeric", "categorical")])
+    try:
+        return File.model_validate(rest), faults
+    except ValidationError:
+        return None, faults
+
+
+def _remove(table: Any, path: list[Any]) -> None:
+    """Delete what `path` names, or the last part of it that is there."""
+    for part, following in zip(path, [*path[1:], None], strict=True):
+        if not isinstance(table, dict) or part not in table:
+            return
+        inner = table[part]
+        if following is None or not isinstance(inner, dict) or following not in inner:
+            del table[part]
+            return
+        table = inner
+
+
 class _Lines:
     """Where each key of a TOML text stands: a scan of headers and keys, enough for a study's shape."""
 
@@ -439,7 +466,7 @@ def _spec_problems(
         ("strategy", "strategy", "name", STRATEGIES, "fedavg()"),
         ("optimizer", "training", "optimizer", OPTIMIZERS, "sgd(lr=0.2)"),
         ("partition", "simulation", "partition", registries.partitions, "dirichlet(alpha=0.5)"),
-        ("dataset", "simulation", "dataset", registries.datasets, None),
+        ("dataset", "simulation", "dataset", registries.datasets, "breast_cancer()"),
     ]
     problems: list[Problem] = []
     resolved: dict[str, Any] = {}
@@ -457,11 +484,12 @@ def _spec_problems(
     return problems, resolved
 
 
-def _cross_checks(file: File, strategy: Strategy | None, lines: _Lines) -> list[Problem]:
+def _cross_checks(file: File, strategy: Strategy | None, lines: _Lines, faulty: set[str]) -> list[Problem]:
+    """Return what is wrong between values; sections with a fault of their own are left out, as it may be the cause."""
     found: list[Problem] = []
 
     def check(holds: bool, sentence: str, *path: str) -> None:
-        if not holds:
+        if not holds and path[0] not in faulty:
             found.append(Problem(sentence=sentence, line=lines.of(*path)))
 
     privacy, data, evaluation = file.privacy, file.data, file.evaluation

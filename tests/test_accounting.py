@@ -72,24 +72,21 @@ def cost(vector: dict[str, Any], sigma: float) -> float:
     return epsilon([gaussian(sigma, vector["sampling_rate"], vector["steps"])], vector["delta"])
 
 
-@pytest.mark.parametrize("vector", VECTORS["calibration"], ids=str)
-def test_the_target_is_crossed_at_the_vectors_noise(vector: dict[str, Any]) -> None:
-    """Whatever calibration returns, the smallest sufficient noise lies within 2e-3 of the vector's."""
-    sigma = vector["sigma_pld"]
-    assert cost(vector, sigma * (1 + 2e-3)) <= vector["epsilon"] < cost(vector, sigma * (1 - 2e-3))
-
-
-def test_calibrated_noise_is_the_vectors_and_keeps_its_target(scaled: Callable[..., int]) -> None:
+@pytest.mark.parametrize("index", range(len(VECTORS["calibration"])))
+def test_the_calibrated_noise_is_the_vectors_and_keeps_its_target(index: int, scaled: Callable[..., int]) -> None:
     vectors = VECTORS["calibration"]
-    for vector in vectors[:: len(vectors) // scaled(len(vectors), least=3)]:
-        sigma = calibrate(vector["epsilon"], vector["delta"], sampling_rate=vector["sampling_rate"],
-                          steps=vector["steps"])
-        assert sigma == pytest.approx(vector["sigma_pld"], rel=2e-3)
-        assert cost(vector, sigma) <= vector["epsilon"]
-        assert cost(vector, sigma - 1e-4) > vector["epsilon"], "a smaller multiplier keeps the target too"
+    vector = vectors[index]
+    if index % (len(vectors) // scaled(len(vectors), least=3)):  # the quick form: the target is crossed near the vector
+        assert cost(vector, vector["sigma_pld"] * (1 + 2e-3)) <= vector["epsilon"]
+        assert cost(vector, vector["sigma_pld"] * (1 - 2e-3)) > vector["epsilon"]
+        return
+    sigma = calibrate(vector["epsilon"], vector["delta"], sampling_rate=vector["sampling_rate"], steps=vector["steps"])
+    assert sigma == pytest.approx(vector["sigma_pld"], rel=2e-3)
+    assert cost(vector, sigma) <= vector["epsilon"]
+    assert cost(vector, sigma - 1e-4) > vector["epsilon"], "a smaller multiplier keeps the target too"
 
 
-@pytest.mark.parametrize(("target", "rate", "steps"), [(1.0, 0.02, 1000), (8.0, 0.1, 100), (0.05, 0.05, 10)])
+@pytest.mark.parametrize(("target", "rate", "steps"), [(1.0, 0.02, 1000), (0.05, 0.05, 10)])
 def test_noise_calibrated_by_rdp_keeps_its_target(target: float, rate: float, steps: int) -> None:
     sigma = calibrate(target, 1e-5, sampling_rate=rate, steps=steps, accountant="rdp")
     assert rdp([gaussian(sigma, rate, steps)]) <= target < rdp([gaussian(sigma - 1e-4, rate, steps)])
@@ -146,7 +143,7 @@ def test_order_of_events_does_not_matter(events: list[Gaussian], random: Any) ->
 
 @pytest.mark.parametrize("account", [rdp, lambda events: epsilon(events, 1e-5)])
 def test_order_does_not_matter_to_either_accountant(account: Callable[[list[Any]], float]) -> None:
-    first, second = gaussian(1.0, 0.05, 20), gaussian(3.0)
+    first, second = gaussian(1.0, 0.05, 20), gaussian(3.0, 0.05, 2)
     assert account([first, second, first]) == account([second, first, first])
 
 
@@ -166,21 +163,21 @@ def test_epsilon_grows_with_steps_and_rate_and_falls_with_noise(event: Gaussian,
     assert epsilon_at_order([event], 1e-5, 8.0) <= epsilon_at_order([more], 1e-5, 8.0)
 
 
-@pytest.mark.parametrize("more", [gaussian(1.0, 0.1, 12), gaussian(1.0, 0.12, 10), gaussian(0.9, 0.1, 10)])
+@pytest.mark.parametrize("more", [gaussian(2.0, 0.05, 12), gaussian(2.0, 0.2, 10), gaussian(1.0, 0.05, 10)])
 def test_both_accountants_grow_with_each_parameter(more: Gaussian) -> None:
-    assert epsilon([gaussian(1.0, 0.1, 10)], 1e-5) < epsilon([more], 1e-5)
-    assert rdp([gaussian(1.0, 0.1, 10)]) < rdp([more])
+    assert epsilon([gaussian(2.0, 0.05, 10)], 1e-5) < epsilon([more], 1e-5)
+    assert rdp([gaussian(2.0, 0.05, 10)]) < rdp([more])
 
 
 def test_a_second_release_costs_more_than_the_first_alone() -> None:
-    first, second = gaussian(1.0, 0.05, 20), gaussian(3.0)
+    first, second = gaussian(1.0, 0.05, 20), gaussian(3.0, 0.05, 2)
     both = epsilon([first, second], 1e-5)
     assert max(epsilon([first], 1e-5), epsilon([second], 1e-5)) < both < epsilon([first] * 2 + [second] * 2, 1e-5)
 
 
 @pytest.mark.parametrize("which", ["pld", "rdp"])
 def test_without_amplification_each_unit_counts_in_every_sample(which: Any) -> None:
-    sampled, whole = [gaussian(2.0, 0.01, 10), gaussian(2.0, 0.2, 5)], [gaussian(2.0, 1.0, 15)]
+    sampled, whole = [gaussian(2.0, 0.05, 10), gaussian(2.0, 0.2, 5)], [gaussian(2.0, 1.0, 15)]
     plain = epsilon(sampled, 1e-5, accountant=which, amplification=False)
     assert plain == pytest.approx(epsilon(whole, 1e-5, accountant=which), rel=1e-4)
     assert plain > epsilon(sampled, 1e-5, accountant=which)

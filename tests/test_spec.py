@@ -6,6 +6,7 @@ Oracle: round trips, and plain Python literals.
 from __future__ import annotations
 
 import keyword
+import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -166,6 +167,9 @@ def test_adding_a_file_registers_it_and_listing_imports_nothing(tmp_path: Path, 
     (tmp_path / "zoo" / "lion.py").write_text(CAT.replace("Cat", "Lion"), encoding="utf-8")
     assert zoo.names() == ("bomb", "cat", "lion")
     assert zoo.resolve("lion").lives == 9
+    (tmp_path / "zoo" / "lion.py").write_text("y = 2", encoding="utf-8")
+    os.utime(tmp_path / "zoo" / "lion.py", ns=(0, 0))  # a clock may be too coarse to tell two writes apart
+    assert zoo.names() == ("bomb", "cat")
     with pytest.raises(SettingError, match="there is no animal '_hidden'"):
         zoo.resolve("_hidden()")
 

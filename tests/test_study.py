@@ -228,6 +228,16 @@ def test_a_table_without_features_is_refused() -> None:
     assert "data.features is empty" in sentence
 
 
+def test_another_kind_of_data_needs_no_features() -> None:
+    text = "\n".join(line for line in LINES if not line.startswith(('"mean age"', "sex", "target")))
+    assert parse(text.replace('"tabular"', '"images"')).file.data.input_width == 0
+
+
+def test_texts_over_many_lines_move_no_line() -> None:
+    text = changed('target = "ill"', 'target = """\n! = 3\nepsilon = 2"""').replace("epsilon = 3.0 ", "epsilon = -1 ")
+    assert [line for line, _ in problems(text)] == [len(text.splitlines())]
+
+
 def test_a_feature_may_have_any_name() -> None:
     text = changed("[data.features]", '[data.features]\nnumeric = { type = "numeric", min = 0 }\n"a.b" = { type = "numeric", max = 0 }')
     assert problems(text) == [
@@ -237,7 +247,7 @@ def test_a_feature_may_have_any_name() -> None:
 
 
 @pytest.mark.parametrize(("text", "line"), [
-    ("[", 1), ("x = ", 1), ("a = 1\nb = = 2", 2), ("a = 1\na = 2", 2), ("\n\nx = 'open", 3),
+    ("[", 1), ("x = ", 1), ("a = 1\nb = = 2", 2), ("a = 1\na = 2", 2), ("[a]\nx = 1\nx = 2\n[b]\ny = 1", 3), ("\n\nx = 'open", 3),
     ("x = 2020-13-45", 1), ("\0", 1), ("\nx = " + "[" * 50_000, 2), ("x = " + "[" * 9_000 + "]" * 9_000, 1),
 ], ids=lambda item: repr(item)[:20])
 def test_a_text_that_is_no_toml_names_its_line(text: str, line: int | None) -> None:

@@ -10,6 +10,7 @@ so nothing is trained on an epsilon that is not known (fail closed).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -232,7 +233,7 @@ def _rdp_epsilon(events: tuple[Gaussian, ...], delta: float, orders: Sequence[fl
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant(orders=list(orders) or None)
-    with _fail_closed("RDP", events):
+    with _fail_closed("RDP", events), _quiet():
         for event in events:
             one = dp_event.GaussianDpEvent(event.noise_multiplier)
             accountant.compose(dp_event.PoissonSampledDpEvent(event.sampling_rate, one), event.steps)
@@ -241,6 +242,18 @@ def _rdp_epsilon(events: tuple[Gaussian, ...], delta: float, orders: Sequence[fl
     if any(math.isnan(value) or value < 0 for value in divergences) or not any(map(math.isfinite, divergences)):
         raise AccountingError(f"the Rényi divergences of {events} are not sound numbers; no epsilon is reported")
     return _sound(float(accountant.get_epsilon(delta)), "RDP", events, delta)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence dp-accounting's notes on orders that it leaves out: fewer orders only make epsilon larger."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

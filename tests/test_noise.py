@@ -1,0 +1,144 @@
+"""Laws of noise and sampling: right distribution, right scale, unpredictable, on the grid.
+
+Oracles: scipy's Kolmogorov-Smirnov and exact binomial tests; a source of ones for the exact scale. Every statistical
+test states its false-alarm rate and rejects a planted wrong value, so that "accepted" means something.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from client.training.noise import GRID, SecretRandom, add_noise
+
+FALSE_ALARM = 1e-9  # of each statistical test: one in a billion runs fails by chance
+CLIP = 0.3
+
+
+class Ones(SecretRandom):
+    """A source whose normal values are all 1: what `add_noise` makes of it is the scale itself."""
+
+    def normal(self, count: int) -> np.ndarray:
+        return np.ones(count)
+
+
+def noise(count: int, multiplier: float, source: SecretRandom | None = None) -> np.ndarray:
+    return add_noise(np.zeros(count), clip_norm=CLIP, noise_multiplier=multiplier, random=source or SecretRandom())
+
+
+def accepts_normal(values: np.ndarray, deviation: float) -> bool:
+    return stats.kstest(values / deviation, "norm").pvalue > FALSE_ALARM
+
+
+@pytest.mark.parametrize("multiplier", [0.5, 1.3, 20.0])
+def test_noise_is_gaussian_with_the_stated_deviation(multiplier: float, scaled: Callable[..., int]) -> None:
+    values = noise(scaled(100_000), multiplier)
+    assert accepts_normal(values, multiplier * CLIP)
+    assert not accepts_normal(values, multiplier * CLIP * 2 / 3)
+    assert not accepts_normal(values, multiplier * CLIP * 3 / 2)
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096, 1_000_000])
+def test_the_deviation_pays_for_the_grid(size: int) -> None:
+    """Rounding a sum to a grid of step g moves it by at most sqrt(d) g / 2 in L2, two sums apart by sqrt(d) g."""
+    step, multiplier = GRID * CLIP, 4096.0
+    deviation = multiplier * (CLIP + math.sqrt(size) * step)
+    values = noise(size, multiplier, Ones())
+    np.testing.assert_allclose(values, deviation, rtol=0, atol=step / 2)
+    if size > 1:  # the excess is visible on the grid: without it the value would be another
+        assert abs(values[0] - multiplier * CLIP) > step
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_the_output_is_on_the_grid_and_near_the_sum(values: list[float], clip_norm: float, multiplier: float) -> None:
+    total = np.array(values)
+    steps = add_noise(total, clip_norm=clip_norm, noise_multiplier=multiplier, random=SecretRandom()) / (GRID * clip_norm)
+    np.testing.assert_allclose(steps, np.rint(steps), rtol=1e-15, atol=0)
+    away = steps * GRID * clip_norm - total
+    assert np.abs(away).max() <= 40 * multiplier * clip_norm + GRID * clip_norm  # 40 deviations: never by chance
+
+
+def test_successive_draws_are_independent(scaled: Callable[..., int]) -> None:
+    source, count = SecretRandom(), scaled(100_000)
+    first, second = noise(count, 1.0, source), noise(count, 1.0, source)
+    pairs = {"same place": (first, second), "neighbours": (first[1:], first[:-1]),
+             "halves of one draw": (first[: count // 2], first[count // 2 : 2 * (count // 2)])}
+    for name, (one, other) in pairs.items():
+        assert stats.pearsonr(one, other).pvalue > FALSE_ALARM, name
+        assert stats.pearsonr(one**2, other**2).pvalue > FALSE_ALARM, name
+    assert stats.pearsonr(first, second + 0.5 * first).pvalue < FALSE_ALARM  # the test sees a dependence
+
+
+def test_no_global_seed_has_an_influence() -> None:
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        np.random.seed(7)
+        random.seed(7)
+        source = SecretRandom()
+        drawn.append((noise(64, 1.0, source), source.poisson_sample(4096, 0.5), source.permutation_keys(64)))
+    for one, other in zip(*drawn, strict=True):
+        assert not np.array_equal(one, other)
+
+
+def test_the_key_is_the_operating_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only source of the stream is os.urandom, 256 bits an instance; with it stubbed the stream repeats."""
+    asked = []
+    monkeypatch.setattr("os.urandom", lambda size: asked.append(size) or bytes(size))
+    np.testing.assert_array_equal(SecretRandom().uint64(8), SecretRandom().uint64(8))
+    assert asked == [32, 32]
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.05, 0.5, 0.97])
+def test_poisson_rate(rate: float, scaled: Callable[..., int]) -> None:
+    source, units, times = SecretRandom(), 1000, scaled(2000)
+    samples = [source.poisson_sample(units, rate) for _ in range(times)]
+    taken = sum(map(len, samples))
+
+    def accepts(claimed: float) -> bool:
+        return stats.binomtest(taken, units * times, claimed).pvalue > FALSE_ALARM
+
+    assert accepts(rate)
+    assert not accepts(rate / 2) and not accepts(min(2 * rate, (1 + rate) / 2))
+    sizes = np.array([len(sample) for sample in samples])  # a sum over independent units: binomial variance
+    ratio = sizes.var(ddof=1) * (times - 1) / (units * rate * (1 - rate))
+    assert stats.chi2.cdf(ratio, times - 1) > FALSE_ALARM and stats.chi2.sf(ratio, times - 1) > FALSE_ALARM
+    each = np.bincount(np.concatenate(samples), minlength=units)  # and every unit has the same chance
+    assert stats.binom.sf(each.max() - 1, times, rate) * units > FALSE_ALARM
+    assert stats.binom.cdf(each.min(), times, rate) * units > FALSE_ALARM
+
+
+@given(st.integers(0, 500), st.floats(1e-6, 1))
+def test_a_sample_is_a_sorted_subset(units: int, rate: float) -> None:
+    sample = SecretRandom().poisson_sample(units, rate)
+    assert sorted(set(sample.tolist())) == sample.tolist() and set(sample.tolist()) <= set(range(units))
+
+
+def test_rate_one_takes_all_and_a_threshold_is_rounded_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = SecretRandom()
+    np.testing.assert_array_equal(source.poisson_sample(9, 1.0), np.arange(9))
+    edge = np.array([0, 2**63 - 1, 2**63, 2**64 - 1], dtype=np.uint64)
+    monkeypatch.setattr(SecretRandom, "uint64", lambda self, count: edge)
+    assert source.poisson_sample(4, 0.5).tolist() == [0, 1]
+    assert source.poisson_sample(4, 2.0**-65).tolist() == []  # never more than the accounted rate
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4097])
+def test_any_count_of_values(count: int) -> None:
+    values = SecretRandom().normal(count)
+    assert values.shape == (count,) and values.dtype == np.float64 and np.isfinite(values).all()
+    assert len(set(values.tolist())) == count
+
+
+@pytest.mark.parametrize("word", [0, 2**64 - 1])
+def test_the_ends_of_the_keystream_give_finite_values(word: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SecretRandom, "uint64", lambda self, count: np.full(count, word, dtype=np.uint64))
+    assert np.isfinite(SecretRandom().normal(4)).all()

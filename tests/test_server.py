@@ -1,0 +1,470 @@
+"""Laws of the coordinator: replies count once and only when they answer, a silo that fails or lies is dropped and no
+more, a round with too few survivors leaves the model alone, what is on disk is whole.
+
+Oracles: means worked by hand, errors counted inside the Grid. The only stand-in is the Grid itself (Flower's way to the
+nodes); behind it are silos written here, or the real ones of the inline engine.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.app import app as client_app
+from client.silo import Silo
+from server import checkpoint, cohort, rounds
+from server.app import app as server_app
+from server.folder import RunFolder
+from server.rounds import Progress, Roster
+from simulations.engines.inline import InlineGrid
+from simulations.engines.inline import run as run_inline
+from simulations.silos import REGISTRIES, make_silos, read_dataset
+from strategies import wire
+from strategies.base import State
+from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError
+from strategies.layout import Layout
+from strategies.manifest import Manifest, Member
+from strategies.privacy.accountant import epsilon
+from strategies.study import Study, override
+
+TEXT = """[study]
+name = "served"
+task = "classification"
+rounds = 6
+[data]
+kind = "tabular"
+target = "diagnosis"
+classes = ["benign", "malignant"]
+features = { "mean radius" = { type = "numeric", min = 8, max = 20 } }
+[model]
+name = "logistic()"
+[training]
+steps = 2
+expected_batch_size = 10
+[privacy]
+noise_multiplier = 2.0
+[cohort]
+min_silos = 2
+round_timeout_s = 5
+[simulation]
+dataset = "breast_cancer()"
+silos = 4
+partition = "iid"
+"""
+STUDY = Study.parse(TEXT, REGISTRIES)
+LAYOUT = Layout.of({"w": (3,)})
+Answer = Callable[[Message], list[Message]]
+
+
+class FakeGrid(Grid):
+    """Nodes are functions of a message; what they give back is handed out `late` pulls later."""
+
+    def __init__(self, nodes: dict[int, Answer], *, late: int = 0) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        self.nodes, self.late, self.sent, self.pulls = nodes, late, [], 0
+        self._waiting: list[tuple[int, Message]] = []
+
+    def set_run(self, run: Run) -> None: ...
+
+    @property
+    def run(self) -> Run:
+        return Run.create_empty(1)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        raise NotImplementedError
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            ids.append(f"m{len(self.sent)}")
+            message.metadata.__dict__["_message_id"] = ids[-1]
+            self.sent.append(message)
+            self._waiting += [(self.pulls + self.late, reply) for reply in self.nodes[message.metadata.dst_node_id](message)]
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self.pulls += 1
+        ready = [reply for due, reply in self._waiting if due < self.pulls]
+        self._waiting = [(due, reply) for due, reply in self._waiting if due >= self.pulls]
+        return ready
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        raise NotImplementedError
+
+
+def says(*replies: wire.Reply | wire.Instruction) -> Answer:
+    return lambda message: [Message(wire.to_record(reply), reply_to=message) for reply in replies]
+
+
+def fails(message: Message) -> list[Message]:
+    return [Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason="secret"), reply_to=message)]
+
+
+def silent(message: Message) -> list[Message]:
+    return []
+
+
+def garbled(message: Message) -> list[Message]:
+    return [Message(RecordDict(), reply_to=message)]
+
+
+def misdirected(reply: wire.Reply) -> Answer:
+    """Answers a message that was never sent."""
+
+    def answer(message: Message) -> list[Message]:
+        (forged,) = says(reply)(message)
+        forged.metadata.__dict__["_reply_to_message_id"] = "m999"
+        return [forged]
+
+    return answer
+
+
+def in_the_name_of(other: str, reply: wire.Reply) -> Answer:
+    """Answers a message that went to another node."""
+
+    def answer(message: Message) -> list[Message]:
+        (forged,) = says(reply)(message)
+        forged.metadata.__dict__["_reply_to_message_id"] = other
+        return [forged]
+
+    return answer
+
+
+INVITE = wire.Invite(run="0" * 32, study="s", code="c", layout="l")
+
+
+def accept(name: str, weight: float = 1.0) -> wire.Accept:
+    return wire.Accept(silo=name, weight=weight)
+
+
+# --- asking -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("late", [0, 3])
+def test_ask_collects_one_reply_a_node(late: int) -> None:
+    grid = FakeGrid({1: says(accept("a")), 2: says(accept("b")), 3: fails, 4: garbled, 5: says(INVITE)}, late=late)
+    answers = cohort.ask(grid, dict.fromkeys(grid.nodes, INVITE), group="g", timeout_s=5)
+    assert answers.replies == {1: accept("a"), 2: accept("b")} and answers.silent == (3, 4, 5)
+    assert [message.metadata.group_id for message in grid.sent] == ["g"] * 5
+    assert {message.metadata.message_type for message in grid.sent} == {"query.invite"}
+
+
+def test_duplicates_and_replies_to_nothing_count_once_or_not() -> None:
+    grid = FakeGrid({1: says(accept("first"), accept("second")), 2: misdirected(accept("forged"))})
+    answers = cohort.ask(grid, dict.fromkeys(grid.nodes, INVITE), group="g", timeout_s=0.05)
+    assert answers.replies == {1: accept("first")} and answers.silent == (2,)
+
+
+def test_a_deadline_ends_the_waiting() -> None:
+    grid = FakeGrid({1: says(accept("a")), 2: silent})
+    began = time.monotonic()
+    answers = cohort.ask(grid, dict.fromkeys(grid.nodes, INVITE), group="g", timeout_s=0.3)
+    assert 0.3 <= time.monotonic() - began < 3 and answers.silent == (2,) and set(answers.replies) == {1}
+    assert all(message.metadata.ttl == pytest.approx(0.3, abs=0.01) for message in grid.sent)
+
+
+def test_nobody_is_asked_nothing() -> None:
+    assert cohort.ask(FakeGrid({}), {}, group="g", timeout_s=5) == cohort.Answers(replies={}, silent=())
+
+
+def test_waiting_for_nodes() -> None:
+    grid = FakeGrid({7: silent, 3: silent})
+    assert cohort.wait_for_nodes(grid, 2, 5) == [3, 7]
+    assert cohort.wait_for_nodes(grid, 3, 0.05) == [3, 7]
+    counts = iter([1, 1, 2, 3])
+    grid.get_node_ids = lambda: range(next(counts))  # type: ignore[method-assign]
+    assert cohort.wait_for_nodes(grid, 3, 5) == [0, 1, 2]
+
+
+# --- selecting ----------------------------------------------------------------------------------------------
+
+NAMES = [f"silo-{number}" for number in range(10)]
+
+
+@pytest.mark.parametrize(("fraction", "least", "size"), [(1.0, 3, 10), (0.3, 3, 3), (0.31, 3, 4), (0.1, 3, 3), (0.1, 30, 10)])
+def test_size_of_a_cohort(fraction: float, least: int, size: int) -> None:
+    chosen = cohort.select(NAMES, fraction=fraction, least=least, seed=1, round=1)
+    assert len(chosen) == len(set(chosen)) == size and chosen == sorted(chosen) and set(chosen) <= set(NAMES)
+
+
+def test_selection_is_a_function_of_seed_and_round() -> None:
+    def chosen(silos: list[str], seed: int, round: int) -> list[str]:
+        return cohort.select(silos, fraction=0.4, least=1, seed=seed, round=round)
+
+    assert chosen(NAMES, 1, 1) == chosen(NAMES[::-1], 1, 1)
+    assert len({tuple(chosen(NAMES, seed, round)) for seed in range(5) for round in range(5)}) > 15
+
+
+def test_selection_covers_all_silos_alike() -> None:
+    counts = dict.fromkeys(NAMES, 0)
+    for round in range(2000):
+        for name in cohort.select(NAMES, fraction=0.3, least=1, seed=7, round=round):
+            counts[name] += 1
+    # 600 each; the binomial deviation is 20.5, and the draw is seeded: 5 deviations
+    assert all(abs(count - 600) < 103 for count in counts.values())
+
+
+# --- inviting -----------------------------------------------------------------------------------------------
+
+
+def invite(nodes: dict[int, Answer], study: Study = STUDY) -> Roster:
+    return rounds.invite(FakeGrid(nodes), study, "0" * 32, LAYOUT)
+
+
+def test_a_roster_has_who_accepted() -> None:
+    roster = invite({5: says(accept("b", 2.0)), 6: fails, 7: says(accept("a")), 8: says(wire.Refused(code="data"))})
+    assert roster.manifest.roster == (Member(silo="a", weight=1.0), Member(silo="b", weight=2.0))
+    assert roster.nodes == {"a": 7, "b": 5} and roster.refusals == {6: "silent", 8: "data"}
+    assert roster.manifest.study == STUDY.digest and roster.manifest.layout == LAYOUT.digest()
+
+
+@pytest.mark.parametrize(("second", "error"), [
+    (accept("a"), RunError), (accept("b", 0.0), ProtocolError), (accept("b", -1.0), ProtocolError),
+    (accept("../../b"), ProtocolError), (accept(""), ProtocolError)],
+    ids=["same name", "weight 0", "negative weight", "name is a path", "no name"])
+def test_an_acceptance_that_cannot_be(second: wire.Accept, error: type[Exception]) -> None:
+    """Found: a silo's name becomes the name of a file in the run folder, and any name was taken."""
+    with pytest.raises(error):
+        invite({1: says(accept("a")), 2: says(second), 3: says(accept("c"))})
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_no_message(weight: float) -> None:
+    roster = invite({1: says(accept("a")), 2: says(accept("b", weight)), 3: says(accept("c"))})
+    assert roster.nodes == {"a": 1, "c": 3} and roster.refusals == {2: "silent"}
+
+
+@pytest.mark.parametrize(("codes", "kind", "exit_code"), [
+    (["budget", "policy"], RefusalCode.BUDGET, 3), (["policy", "data"], RefusalCode.POLICY, 3), (["approval"], RefusalCode.APPROVAL, 3),
+    (["data", "internal"], None, 1), (["nonsense"], None, 1)])
+def test_too_few_silos(codes: list[str], kind: RefusalCode | None, exit_code: int) -> None:
+    nodes: dict[int, Answer] = {1: says(accept("a")), **{n: says(wire.Refused(code=code)) for n, code in enumerate(codes, 2)}}
+    with pytest.raises((Refusal, RunError), match=r"1 silos joined and cohort.min_silos asks for 2") as error:
+        invite(nodes, Study.parse(override(TEXT, {"cohort.round_timeout_s": 0.1}), REGISTRIES))
+    assert getattr(error.value, "code", None) is kind and error.value.exit_code == exit_code  # type: ignore[attr-defined]
+    assert all(f"1 refused: {code}" in str(error.value) for code in codes)
+
+
+# --- a round ------------------------------------------------------------------------------------------------
+
+START = np.array([1.0, -1.0, 0.0], np.float32)
+SILOS = {"a": 1, "b": 2, "c": 3}
+
+
+def roster_of(weights: dict[str, float]) -> Roster:
+    members = tuple(Member(silo=name, weight=weight) for name, weight in weights.items())
+    manifest = Manifest(run="0" * 32, study=STUDY.digest, code="c", layout=LAYOUT.digest(), roster=members)
+    return Roster(manifest=manifest, nodes={name: SILOS[name] for name in weights}, refusals={})
+
+
+def update(silo: str, *values: float, round: int = 1) -> Answer:
+    return says(wire.Update(silo=silo, round=round, update=np.array(values, np.float32)))
+
+
+def one_round(third: Answer, *, weights: tuple[float, ...] = (1.0, 1.0, 1.0), second: Answer | None = None) -> Progress:
+    roster = roster_of(dict(zip(SILOS, weights, strict=True)))
+    nodes = {1: update("a", 1, 2, 3), 2: second or update("b", 3, 2, 1), 3: third}
+    study = Study.parse(override(TEXT, {"cohort.round_timeout_s": 0.1}), REGISTRIES)
+    chosen, progress = rounds.choose(study, roster, Progress(state=State(weights=START)))
+    assert chosen == ["a", "b", "c"]
+    return rounds.run_round(FakeGrid(nodes), study, roster, chosen, progress, None)
+
+
+@pytest.mark.parametrize(("weights", "expected"), [((1.0, 1.0, 1.0), [3.0, 1.0, 2.0]), ((1.0, 2.0, 3.0), [2.0, 0.0, 1.0])])
+def test_the_model_moves_by_the_weighted_mean(weights: tuple[float, ...], expected: list[float]) -> None:
+    """Updates come weighted from the silos: (1,2,3) + (3,2,1) + (2,2,2) = (6,6,6), over the sum of the weights."""
+    progress = one_round(update("c", 2, 2, 2), weights=weights)
+    np.testing.assert_allclose(progress.state.weights, expected)
+    line = progress.lines[0]
+    assert (line["round"], line["cohort"], line["dropped"], line["aggregated"]) == (1, 3, 0, True)
+    assert line["epsilon"] == dict.fromkeys("abc", epsilon(STUDY.round_events(), 1e-5))
+    assert progress.received == {"a": 1, "b": 1, "c": 1} and progress.state.weights.dtype == np.float32
+
+
+BAD: dict[str, Answer] = {
+    "NaN": update("c", 1, float("nan"), 1), "infinite": update("c", 1, float("inf"), 1), "short": update("c", 1, 1),
+    "long": update("c", 1, 1, 1, 1), "empty": update("c"), "another's name": update("a", 9, 9, 9), "another round": update("c", 9, 9, 9, round=2),
+    "error": fails, "silent": silent, "garbled": garbled, "another kind": says(accept("c")),
+    "answers another's message": in_the_name_of("m0", wire.Update(silo="c", round=1, update=np.full(3, 9, np.float32))),
+    "refused": says(wire.Refused(code="data"))}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_reply_is_dropped_and_no_more(what: str) -> None:
+    progress = one_round(BAD[what])
+    np.testing.assert_allclose(progress.state.weights, START + 2)  # the mean of the other two
+    assert progress.lines[0]["dropped"] == 1 and progress.lines[0]["aggregated"]
+    assert progress.received == {"a": 1, "b": 1} and progress.asked == {"a": 1, "b": 1, "c": 1}
+    assert progress.excluded == ({"c": "data"} if what == "refused" else {})
+
+
+def test_too_few_survivors_leave_the_model_and_are_charged() -> None:
+    progress = one_round(silent, second=fails)
+    assert progress.state == State(weights=START) and progress.state.round == 0
+    line = progress.lines[0]
+    assert (line["dropped"], line["aggregated"]) == (2, False) and all(value > 0 for value in line["epsilon"].values())
+
+
+def test_a_silo_that_refused_is_asked_no_more() -> None:
+    progress = one_round(BAD["refused"])
+    roster = roster_of(dict.fromkeys(SILOS, 1.0))
+    chosen, _ = rounds.choose(STUDY, roster, progress)
+    assert chosen == ["a", "b"]
+    with pytest.raises(RunError, match=r"1 silos are left and cohort.min_silos asks for 2; the others refused: data"):
+        rounds.choose(STUDY, roster, replace(progress, excluded={"c": "data", "b": "data"}))
+
+
+def test_a_model_that_leaves_the_range_of_numbers_ends_the_run() -> None:
+    largest = [3e38, 3e38, 3e38]
+    with np.errstate(over="ignore"), pytest.raises(RunError, match="not finite"):
+        one_round(update("c", *largest), second=update("b", *largest))
+
+
+# --- whole runs over real silos -----------------------------------------------------------------------------
+
+
+def run(tmp_path: Path, study: Study = STUDY) -> tuple[Path, list[Silo]]:
+    folders = make_silos(study, read_dataset(study, Path()), tmp_path / "silos")
+    state = run_inline(server_app, client_app, silos=folders, dropout=study.file.simulation.dropout, seed=1,
+                       run_config={"study": study.text, "out": str(tmp_path / "runs"), "test": ""})
+    return Path(str(state.config_records["run"]["folder"])), [Silo.open(folder) for folder in folders]
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_dropouts_are_survived_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: dict[str, int] = {}
+    answer = InlineGrid._answer
+
+    def spy(self: InlineGrid, message: Message) -> Message:
+        reply = answer(self, message)
+        lost[message.metadata.group_id] = lost.get(message.metadata.group_id, 0) + reply.has_error()
+        return reply
+
+    monkeypatch.setattr(InlineGrid, "_answer", spy)
+    study = Study.parse(override(TEXT, {"simulation.dropout": 0.4, "study.rounds": 12}), REGISTRIES)
+    folder, silos = run(tmp_path, study)
+    lines = lines_of(folder)
+    assert [line["dropped"] for line in lines] == [lost[str(number)] for number in range(1, 13)]
+    assert sum(line["dropped"] for line in lines) > 5 and any(line["dropped"] == 0 for line in lines)
+    assert [line["aggregated"] for line in lines] == [line["cohort"] - line["dropped"] >= 2 for line in lines]
+    state, _ = checkpoint.load(folder / "checkpoint")
+    assert np.isfinite(state.weights).all() and state.round == sum(line["aggregated"] for line in lines)
+    arrived = sum(line["cohort"] - line["dropped"] for line in lines)
+    released = 0
+    for silo in silos:
+        with silo.ledger() as ledger:
+            released += sum(entry.kind == "release" for entry in ledger.entries())
+            spent = ledger.spent("records")
+        assert epsilon(spent, 1e-5) <= lines[-1]["epsilon"][silo.name]  # the server's figure is an upper bound
+    assert arrived < released < sum(line["cohort"] for line in lines)  # lost replies were released, lost requests not
+
+
+def test_a_study_beyond_every_budget_is_refused_with_exit_code_3(tmp_path: Path) -> None:
+    for folder in make_silos(STUDY, read_dataset(STUDY, Path()), tmp_path / "silos"):
+        policy = folder / "policy.toml"
+        policy.write_text(policy.read_text().replace("epsilon = 8.0", "epsilon = 0.01"))
+        assert Silo.open(folder).budget().epsilon == 0.01
+    with pytest.raises(Refusal, match=r"0 silos joined and .* \(4 refused: budget\)") as refused:
+        run(tmp_path)
+    assert (refused.value.code, refused.value.exit_code) == (RefusalCode.BUDGET, 3)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_interrupted_run_leaves_its_finished_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    push = InlineGrid.push_messages
+
+    def interrupted(self: InlineGrid, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        if messages[0].metadata.group_id == "3":
+            raise KeyboardInterrupt
+        return push(self, messages)
+
+    monkeypatch.setattr(InlineGrid, "push_messages", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert [line["round"] for line in lines_of(folder)] == [1, 2]
+    assert checkpoint.load(folder / "checkpoint")[0].round == 2
+    report = RunFolder(path=folder).report()
+    assert report["run"]["status"] == "interrupted" and {silo["rounds"] for silo in report["silos"]} == {3}
+
+
+# --- on disk ------------------------------------------------------------------------------------------------
+
+MANIFEST = roster_of({"a": 1.0, "b": 2.0}).manifest
+STATE = State(weights=START, round=4, memory={"m": np.arange(3, dtype=np.float32), "v/w": np.zeros(3, np.float32)})
+
+
+def test_a_checkpoint_round_trip(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "c", STATE, MANIFEST)
+    state, manifest = checkpoint.load(tmp_path / "c")
+    assert manifest == MANIFEST and state.round == 4 and state.memory.keys() == STATE.memory.keys()
+    for name in STATE.memory:
+        np.testing.assert_array_equal(state.memory[name], STATE.memory[name])
+    np.testing.assert_array_equal(state.weights, START)
+
+
+@given(cut=st.integers(0, 700), at=st.integers(0, 700), byte=st.integers(0, 255))
+def test_a_corrupt_checkpoint_is_a_sentence_or_still_a_state(cut: int, at: int, byte: int,
+                                                             tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("c")
+    checkpoint.save(folder, STATE, MANIFEST)
+    whole = (folder / "state.safetensors").read_bytes()
+    for spoilt in (whole[: cut % len(whole)], whole[: at % len(whole)] + bytes([byte]) + whole[at % len(whole) + 1 :]):
+        (folder / "state.safetensors").write_bytes(spoilt)
+        try:
+            assert isinstance(checkpoint.load(folder)[0], State) and len(spoilt) == len(whole)
+        except RunError as error:
+            assert "holds no readable checkpoint" in str(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"\2\0\0\0\0\0\0\0[]", b"\2\0\0\0\0\0\0\0{}", b"\xff" * 20, None],
+                         ids=["empty", "a list", "no metadata", "huge header", "no file"])
+def test_what_is_no_checkpoint(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "state.safetensors").write_bytes(content)
+    with pytest.raises(RunError, match="holds no readable checkpoint"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, STATE, MANIFEST)
+
+    def broken(_: int) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", broken)
+        with pytest.raises(OSError, match="disk full"):
+            checkpoint.save(tmp_path, replace(STATE, round=5), MANIFEST)
+    assert checkpoint.load(tmp_path)[0].round == 4
+    checkpoint.save(tmp_path, replace(STATE, round=6), MANIFEST)
+    assert checkpoint.load(tmp_path)[0].round == 6 and [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_run_folders(tmp_path: Path) -> None:
+    first, second = (RunFolder.create(tmp_path / "runs", STUDY) for _ in range(2))
+    assert first.path != second.path and (first.path / "study.toml").read_bytes() == STUDY.text.encode()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot be made: .*; choose another with --out"):
+        RunFolder.create(tmp_path / "file", STUDY)
