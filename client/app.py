@@ -23,7 +23,7 @@ from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, R
 from strategies.manifest import Manifest
 from strategies.study import Study
 
-I = TypeVar("I", wire.Invite, wire.Train, wire.Close)
+Request = TypeVar("Request", wire.Invite, wire.Train, wire.Close)
 
 app = ClientApp()
 
@@ -55,7 +55,7 @@ def _train(request: wire.Train, study: Study, silo: Silo) -> wire.Update:
 
 
 def _answer(
-    message: Message, context: Context, kind: type[I], handle: Callable[[I, Study, Silo], wire.Reply]
+    message: Message, context: Context, kind: type[Request], handle: Callable[[Request, Study, Silo], wire.Reply]
 ) -> Message:
     silo: Silo | None = None
     run = ""
@@ -93,8 +93,11 @@ def _refused(silo: Silo | None, error: Exception) -> wire.Refused:
 def _code(error: FedsiloError) -> RefusalCode:
     if isinstance(error, Refusal):
         return error.code
-    for kind, code in ((StudyError, RefusalCode.STUDY), (DataError, RefusalCode.DATA),
-                       (ProtocolError, RefusalCode.PROTOCOL)):
+    for kind, code in (
+        (StudyError, RefusalCode.STUDY),
+        (DataError, RefusalCode.DATA),
+        (ProtocolError, RefusalCode.PROTOCOL),
+    ):
         if isinstance(error, kind):
             return code
     return RefusalCode.INTERNAL

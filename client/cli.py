@@ -6,8 +6,13 @@ import typer
 
 from strategies.command import guarded, not_built
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Run and watch over one silo.", epilog="Example: fedsilo-silo budget")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run and watch over one silo.",
+    epilog="Example: fedsilo-silo budget",
+)
 _LEDGER, _DEPLOYMENT = "the ledger and its reports", "deployment"
 _LATER = {
     "init": ("Make a silo folder and its keys.", _LEDGER),
@@ -27,8 +32,11 @@ _LATER = {
 
 
 def _later(name: str, summary: str, part: str) -> None:
-    @app.command(name, help=f"{summary} (not built yet)",
-                 context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+    @app.command(
+        name,
+        help=f"{summary} (not built yet)",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )
     def command() -> None:
         raise not_built(f"fedsilo-silo {name}", part)
 

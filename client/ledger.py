@@ -98,9 +98,11 @@ class Ledger:
         with self._transaction():
             spent = self.spent(data_root)
             if not budget.fits(spent, events):
-                raise Refusal(RefusalCode.BUDGET,
-                              f"round {round} does not fit into the budget of '{data_root}': {budget.spent(spent)} of "
-                              f"epsilon {budget.epsilon} at delta {budget.delta} is spent")
+                raise Refusal(
+                    RefusalCode.BUDGET,
+                    f"round {round} does not fit into the budget of '{data_root}': {budget.spent(spent)} of "
+                    f"epsilon {budget.epsilon} at delta {budget.delta} is spent",
+                )
             body = {"events": [to_json(event) for event in events]}
             return self._append("reserve", data_root, run, round, body)
 
@@ -134,15 +136,24 @@ class Ledger:
 
     def _entries(self, where: str, values: tuple[object, ...]) -> list[Entry]:
         query = f"SELECT seq, time, kind, data_root, run, round, body FROM entries WHERE {where} ORDER BY seq"  # noqa: S608
-        return [Entry(seq=s, time=t, kind=k, data_root=d, run=r, round=n, body=json.loads(b))
-                for s, t, k, d, r, n, b in self._connection.execute(query, values)]
+        return [
+            Entry(seq=s, time=t, kind=k, data_root=d, run=r, round=n, body=json.loads(b))
+            for s, t, k, d, r, n, b in self._connection.execute(query, values)
+        ]
 
     def _append(self, kind: str, data_root: str, run: str, round: int, body: dict[str, Any]) -> int:
-        row = (datetime.now(UTC).isoformat(timespec="milliseconds"), kind, data_root, run, round,
-               json.dumps(body, sort_keys=True))
+        row = (
+            datetime.now(UTC).isoformat(timespec="milliseconds"),
+            kind,
+            data_root,
+            run,
+            round,
+            json.dumps(body, sort_keys=True),
+        )
         try:
             cursor = self._connection.execute(
-                "INSERT INTO entries (time, kind, data_root, run, round, body) VALUES (?, ?, ?, ?, ?, ?)", row)
+                "INSERT INTO entries (time, kind, data_root, run, round, body) VALUES (?, ?, ?, ?, ?, ?)", row
+            )
         except sqlite3.IntegrityError:
             raise Refusal(RefusalCode.PROTOCOL, f"round {round} of run {run} already has a {kind} entry") from None
         return int(cursor.lastrowid or 0)

@@ -67,8 +67,10 @@ class Policy(_Table):
             raise SettingError(f"{path} cannot be read: {error.strerror}") from None
         except ValidationError as error:
             first = error.errors()[0]
-            raise SettingError(f"{path}: {'.'.join(map(str, first['loc']))} = {first['input']!r} is not allowed: "
-                               f"{first['msg'].lower()}") from None
+            raise SettingError(
+                f"{path}: {'.'.join(map(str, first['loc']))} = {first['input']!r} is not allowed: "
+                f"{first['msg'].lower()}"
+            ) from None
 
     def admit(self, study: Study) -> None:
         """Return when the study keeps every limit.
@@ -80,16 +82,36 @@ class Policy(_Table):
         rules = [
             (study.private or require.mechanism == "none", "privacy.mechanism", file.privacy.mechanism, "dp-sgd"),
             (file.secagg.enabled or not require.secagg, "secagg.enabled", file.secagg.enabled, "true"),
-            (file.cohort.min_silos >= require.min_cohort, "cohort.min_silos", file.cohort.min_silos,
-             f"at least {require.min_cohort}"),
-            (file.training.sampling_rate <= require.max_sampling_rate, "training.sampling_rate",
-             file.training.sampling_rate, f"at most {require.max_sampling_rate}"),
-            (file.training.steps <= require.max_steps_per_round, "training.steps", file.training.steps,
-             f"at most {require.max_steps_per_round}"),
-            (require.allow_models is None or parse_spec(file.model.name).name in require.allow_models, "model.name",
-             file.model.name, f"one of {', '.join(require.allow_models or ())}"),
-            (file.evaluation.release in (None, "none", require.allow_metrics), "evaluation.release",
-             file.evaluation.release, require.allow_metrics),
+            (
+                file.cohort.min_silos >= require.min_cohort,
+                "cohort.min_silos",
+                file.cohort.min_silos,
+                f"at least {require.min_cohort}",
+            ),
+            (
+                file.training.sampling_rate <= require.max_sampling_rate,
+                "training.sampling_rate",
+                file.training.sampling_rate,
+                f"at most {require.max_sampling_rate}",
+            ),
+            (
+                file.training.steps <= require.max_steps_per_round,
+                "training.steps",
+                file.training.steps,
+                f"at most {require.max_steps_per_round}",
+            ),
+            (
+                require.allow_models is None or parse_spec(file.model.name).name in require.allow_models,
+                "model.name",
+                file.model.name,
+                f"one of {', '.join(require.allow_models or ())}",
+            ),
+            (
+                file.evaluation.release in (None, "none", require.allow_metrics),
+                "evaluation.release",
+                file.evaluation.release,
+                require.allow_metrics,
+            ),
         ]
         for kept, name, value, limit in rules:
             if not kept:

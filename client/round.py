@@ -23,7 +23,8 @@ from client.data.records import Records
 from client.models.base import MODELS, Shape, build, layout_of, load_weights
 from client.silo import Silo
 from client.training.evaluation import evaluate
-from client.training.local import Plan, train as train_locally
+from client.training.local import Plan
+from client.training.local import train as train_locally
 from strategies import wire
 from strategies.base import Aux, Contribution
 from strategies.errors import ProtocolError, Refusal, RefusalCode
@@ -88,10 +89,12 @@ def join(invite: wire.Invite, study: Study, silo: Silo) -> wire.Accept:
         spent = ledger.spent(root)
     if not budget.fits(spent, study.round_events() * rounds):
         fitting = budget.rounds_that_fit(spent, study.round_events(), rounds)
-        raise Refusal(RefusalCode.BUDGET,
-                      f"the study does not fit into the budget of '{root}' at silo {silo.name}: {budget.spent(spent)} of "
-                      f"epsilon {budget.epsilon} at delta {budget.delta} is spent, {fitting} of its {rounds} rounds "
-                      "would fit; ask for fewer rounds or a smaller privacy.epsilon")
+        raise Refusal(
+            RefusalCode.BUDGET,
+            f"the study does not fit into the budget of '{root}' at silo {silo.name}: {budget.spent(spent)} of "
+            f"epsilon {budget.epsilon} at delta {budget.delta} is spent, {fitting} of its {rounds} rounds "
+            "would fit; ask for fewer rounds or a smaller privacy.epsilon",
+        )
     records = read_records(silo, study)
     for note in (*records.notes, *_warnings(records, study)):
         silo.log(logging.WARNING, note)
@@ -104,8 +107,10 @@ def _warnings(records: Records, study: Study) -> list[str]:
     found = []
     expected = study.file.training.expected_batch_size or 0
     if records.train.units < expected:
-        found.append(f"this silo has {records.train.units} training units, fewer than the study's expected batch of "
-                     f"{expected:g}: its updates are mostly noise")
+        found.append(
+            f"this silo has {records.train.units} training units, fewer than the study's expected batch of "
+            f"{expected:g}: its updates are mostly noise"
+        )
     if study.file.study.task == "classification" and len(torch.unique(records.train.y)) < 2:
         found.append("this silo's training records are all of one class: its updates pull towards that class")
     return found
@@ -132,15 +137,23 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
     with silo.ledger() as ledger:
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
-        if stored is not None and (released := ledger.entry(run=manifest.run, round=request.round, kind="release")):
-            if released.body["sha256"] == hashlib.sha256(stored).hexdigest():
-                return wire.unpack(stored, (wire.Update,))
-        ledger.reserve(data_root=root, run=manifest.run, round=request.round, events=study.round_events(),
-                       budget=silo.budget())
+        released = ledger.entry(run=manifest.run, round=request.round, kind="release")
+        if stored and released and released.body["sha256"] == hashlib.sha256(stored).hexdigest():
+            return wire.unpack(stored, (wire.Update,))
+        ledger.reserve(
+            data_root=root, run=manifest.run, round=request.round, events=study.round_events(), budget=silo.budget()
+        )
     home = {name: torch.from_numpy(array) for name, array in state.home().items()}
     aux = Aux(broadcast={name: torch.from_numpy(np.array(v)) for name, v in broadcast.items()}, home=home)
-    return Job(silo=silo, study=study, manifest=manifest, round=request.round, weights=weights, aux=aux,
-               records=read_records(silo, study))
+    return Job(
+        silo=silo,
+        study=study,
+        manifest=manifest,
+        round=request.round,
+        weights=weights,
+        aux=aux,
+        records=read_records(silo, study),
+    )
 
 
 def train(jobs: Sequence[Job]) -> list[Result]:
@@ -154,8 +167,9 @@ def _train_one(job: Job) -> Result:
     load_weights(module, job.weights)
     seen = evaluate(module, job.records.held_out, shape, study.metrics)
     job.silo.log(logging.INFO, f"run {job.manifest.run[:8]} round {job.round}: model received has {_shown(seen)}")
-    after = train_locally(module, job.records.train, shape, plan_of(study, job.silo.name, job.round), study.strategy,
-                          job.aux)
+    after = train_locally(
+        module, job.records.train, shape, plan_of(study, job.silo.name, job.round), study.strategy, job.aux
+    )
     before = torch.from_numpy(np.array(job.weights))
     return Result(contribution=study.strategy.update(before, torch.from_numpy(after), job.aux))
 
@@ -175,8 +189,12 @@ def finish(job: Job, result: Result) -> wire.Update:
         state.keep_home({name: np.asarray(array) for name, array in result.contribution.home.items()})
     state.keep_reply(job.round, payload)
     with job.silo.ledger() as ledger:
-        ledger.release(data_root=job.silo.root()[0], run=job.manifest.run, round=job.round,
-                       sha256=hashlib.sha256(payload).hexdigest())
+        ledger.release(
+            data_root=job.silo.root()[0],
+            run=job.manifest.run,
+            round=job.round,
+            sha256=hashlib.sha256(payload).hexdigest(),
+        )
     return reply
 
 
@@ -202,11 +220,17 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
         here, ever = ledger.spent(root, run=manifest.run), ledger.spent(root)
     spent = budget.spent(ever) if not math.isinf(budget.epsilon) else math.inf
     statement = Statement(
-        silo=silo.name, run=manifest.run, study=study.digest, unit=study.unit, neighbouring="add-or-remove-one",
-        delta=delta, accountant=study.file.privacy.accountant,
+        silo=silo.name,
+        run=manifest.run,
+        study=study.digest,
+        unit=study.unit,
+        neighbouring="add-or-remove-one",
+        delta=delta,
+        accountant=study.file.privacy.accountant,
         epsilon=_finite(epsilon(here, delta, accountant=study.file.privacy.accountant)),
-        budget=BudgetStatement(epsilon=_finite(budget.epsilon), delta=budget.delta, gate="rdp", order=budget.order,
-                               spent=_finite(spent)),
+        budget=BudgetStatement(
+            epsilon=_finite(budget.epsilon), delta=budget.delta, gate="rdp", order=budget.order, spent=_finite(spent)
+        ),
         durability=silo.settings.ledger.durability,
     )
     return wire.Farewell(silo=silo.name, statement=statement.to_json())
@@ -233,14 +257,22 @@ def plan_of(study: Study, silo_name: str, round: int) -> Plan:
     """
     training, privacy = study.file.training, study.file.privacy
     if training.expected_batch_size is None:
-        raise Refusal(RefusalCode.STUDY, "training.expected_batch_size is missing: a deployed study names one public "
-                                         "number of units a step")
+        raise Refusal(
+            RefusalCode.STUDY,
+            "training.expected_batch_size is missing: a deployed study names one public number of units a step",
+        )
     key = hashlib.sha256(f"fedsilo/order/{study.file.study.seed}/{silo_name}/{round}".encode()).digest()
-    return Plan(private=study.private, sampling_rate=training.sampling_rate, steps=training.steps,
-                expected_batch_size=training.expected_batch_size,
-                max_records_per_unit=study.file.data.max_records_per_unit, clip_norm=privacy.clip_norm,
-                noise_multiplier=study.noise_multiplier, optimizer=study.optimizer,
-                seed=int.from_bytes(key[:8], "big"))
+    return Plan(
+        private=study.private,
+        sampling_rate=training.sampling_rate,
+        steps=training.steps,
+        expected_batch_size=training.expected_batch_size,
+        max_records_per_unit=study.file.data.max_records_per_unit,
+        clip_norm=privacy.clip_norm,
+        noise_multiplier=study.noise_multiplier,
+        optimizer=study.optimizer,
+        seed=int.from_bytes(key[:8], "big"),
+    )
 
 
 @lru_cache(maxsize=8)

@@ -104,8 +104,10 @@ class Silo:
             SettingError: the silo has none, or more than one.
         """
         if len(self.settings.data) != 1:
-            raise SettingError(f"{self.folder / 'silo.toml'} names {len(self.settings.data)} data roots; this version "
-                               "trains on exactly one; keep one [data.NAME]")
+            raise SettingError(
+                f"{self.folder / 'silo.toml'} names {len(self.settings.data)} data roots; this version "
+                "trains on exactly one; keep one [data.NAME]"
+            )
         return next(iter(self.settings.data.items()))
 
     def data_path(self) -> Path:
@@ -185,8 +187,10 @@ class RunState:
 
     def keep_home(self, arrays: Mapping[str, Vector]) -> None:
         """Store the strategy's arrays."""
-        _write(self.folder / "home.safetensors",
-               safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+        _write(
+            self.folder / "home.safetensors",
+            safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}),
+        )
 
     def _reply_path(self, round: int) -> Path:
         return self.folder / f"reply-{round:06d}.bin"

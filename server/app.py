@@ -36,8 +36,12 @@ def main(grid: Grid, context: Context) -> None:
     text = str(settings.get("study", ""))
     if not text:
         raise SettingError("the run config's study is empty; give the text of a study file")
-    folder = run_study(grid, Study.parse(text, Registries(models=MODELS)), out=Path(str(settings.get("out") or "runs")),
-                       test=str(settings.get("test") or ""))
+    folder = run_study(
+        grid,
+        Study.parse(text, Registries(models=MODELS)),
+        out=Path(str(settings.get("out") or "runs")),
+        test=str(settings.get("test") or ""),
+    )
     context.state["run"] = ConfigRecord({"folder": str(folder)})
 
 
@@ -77,13 +81,28 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str) -> Path:
     return folder.path
 
 
-def _facts(study: Study, roster: Roster, progress: Progress, statements: Mapping[str, Any], status: str,
-           started: datetime) -> dict[str, Any]:
-    silos = {silo: {"refusal": progress.excluded.get(silo), "rounds": progress.asked.get(silo, 0),
-                    "statement": statements.get(silo)} for silo in roster.nodes}
-    return report_facts(study=study, manifest=roster.manifest, status=status, started=started,
-                        finished=datetime.now(UTC), lines=progress.lines, silos=silos,
-                        refusals=sorted(roster.refusals.values()), parameters=len(progress.state.weights))
+def _facts(
+    study: Study, roster: Roster, progress: Progress, statements: Mapping[str, Any], status: str, started: datetime
+) -> dict[str, Any]:
+    silos = {
+        silo: {
+            "refusal": progress.excluded.get(silo),
+            "rounds": progress.asked.get(silo, 0),
+            "statement": statements.get(silo),
+        }
+        for silo in roster.nodes
+    }
+    return report_facts(
+        study=study,
+        manifest=roster.manifest,
+        status=status,
+        started=started,
+        finished=datetime.now(UTC),
+        lines=progress.lines,
+        silos=silos,
+        refusals=sorted(roster.refusals.values()),
+        parameters=len(progress.state.weights),
+    )
 
 
 def _evaluator(study: Study, shape: Shape, path: Path) -> Evaluate:

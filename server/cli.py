@@ -6,8 +6,13 @@ import typer
 
 from strategies.command import guarded, not_built
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Coordinate a federated study.", epilog="Example: fedsilo-server describe study.toml")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Coordinate a federated study.",
+    epilog="Example: fedsilo-server describe study.toml",
+)
 _LATER = {
     "init": "Make a coordinator: certificates, config, empty roster.",
     "enrol": "Add a silo to the roster.",
@@ -22,8 +27,12 @@ _LATER = {
 
 
 def _later(name: str, summary: str) -> None:
-    @app.command(name, help=f"{summary} (not built yet)", add_help_option=True,
-                 context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+    @app.command(
+        name,
+        help=f"{summary} (not built yet)",
+        add_help_option=True,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )
     def command() -> None:
         raise not_built(f"fedsilo-server {name}", "deployment")
 

@@ -61,8 +61,13 @@ def ask(grid: Grid, requests: Mapping[int, wire.Instruction], *, group: str, tim
     """
     nodes = list(requests)
     messages = [
-        Message(wire.to_record(requests[node]), dst_node_id=node, message_type=wire.MESSAGE_TYPE[type(requests[node])],
-                group_id=group, ttl=timeout_s)
+        Message(
+            wire.to_record(requests[node]),
+            dst_node_id=node,
+            message_type=wire.MESSAGE_TYPE[type(requests[node])],
+            group_id=group,
+            ttl=timeout_s,
+        )
         for node in nodes
     ]
     pending = dict(zip(grid.push_messages(messages), nodes, strict=True))

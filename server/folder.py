@@ -43,8 +43,9 @@ class RunFolder:
                     break
             checkpoint.write_whole(path / "study.toml", study.text.encode())
         except OSError as error:
-            raise RunError(f"the run folder {parent / stem} cannot be made: {error.strerror}; choose another with "
-                           "--out") from None
+            raise RunError(
+                f"the run folder {parent / stem} cannot be made: {error.strerror}; choose another with --out"
+            ) from None
         return cls(path=path)
 
     def record_round(self, line: Mapping[str, Any], state: State, manifest: Manifest, layout: Layout) -> None:

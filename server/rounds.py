@@ -100,7 +100,7 @@ def invite(grid: Grid, study: Study, run: str, layout: Layout) -> Roster:
 def _too_few(joined: int, needed: int, refusals: Mapping[int, str]) -> None:
     codes = sorted(refusals.values())
     counts = ", ".join(f"{codes.count(code)} refused: {code}" for code in dict.fromkeys(codes)) or "no other connected"
-    sentence = (f"{joined} silos joined and cohort.min_silos asks for {needed} ({counts}); each silo's own log says why")
+    sentence = f"{joined} silos joined and cohort.min_silos asks for {needed} ({counts}); each silo's own log says why"
     for code in (RefusalCode.BUDGET, RefusalCode.POLICY, RefusalCode.APPROVAL):
         if code in codes:
             raise Refusal(code, sentence)
@@ -118,16 +118,24 @@ def choose(study: Study, roster: Roster, progress: Progress) -> tuple[list[str],
     limits = study.file.cohort
     present = [silo for silo in roster.nodes if silo not in progress.excluded]
     if len(present) < limits.min_silos:
-        raise RunError(f"{len(present)} silos are left and cohort.min_silos asks for {limits.min_silos}; the others "
-                       f"refused: {', '.join(sorted(set(progress.excluded.values())))}")
-    chosen = cohort.select(present, fraction=limits.fraction, least=limits.min_silos, seed=study.file.study.seed,
-                           round=len(progress.lines) + 1)
+        raise RunError(
+            f"{len(present)} silos are left and cohort.min_silos asks for {limits.min_silos}; the others "
+            f"refused: {', '.join(sorted(set(progress.excluded.values())))}"
+        )
+    chosen = cohort.select(
+        present,
+        fraction=limits.fraction,
+        least=limits.min_silos,
+        seed=study.file.study.seed,
+        round=len(progress.lines) + 1,
+    )
     asked = {**progress.asked, **{silo: progress.asked.get(silo, 0) + 1 for silo in chosen}}
     return chosen, replace(progress, asked=asked)
 
 
-def run_round(grid: Grid, study: Study, roster: Roster, chosen: list[str], progress: Progress,
-              evaluate: Evaluate | None) -> Progress:
+def run_round(
+    grid: Grid, study: Study, roster: Roster, chosen: list[str], progress: Progress, evaluate: Evaluate | None
+) -> Progress:
     """Run one round; a round with fewer than `min_silos` survivors leaves the model as it was.
 
     Args:
@@ -153,23 +161,38 @@ def run_round(grid: Grid, study: Study, roster: Roster, chosen: list[str], progr
     seen = dict(evaluate(state.weights)) if evaluate else {}
     loss = seen.pop("loss", None)
     line = {
-        "round": number, "metrics": seen, "loss": loss, "cohort": len(chosen), "dropped": len(chosen) - len(updates),
-        "aggregated": enough, "epsilon": spent(study, progress.asked),
+        "round": number,
+        "metrics": seen,
+        "loss": loss,
+        "cohort": len(chosen),
+        "dropped": len(chosen) - len(updates),
+        "aggregated": enough,
+        "epsilon": spent(study, progress.asked),
         "seconds": {"train": round(trained_s, 4), "total": round(time.monotonic() - began, 4)},
     }
-    return replace(progress, state=state, lines=(*progress.lines, line),
-                   received={**progress.received, **dict.fromkeys(updates, number)},
-                   excluded={**progress.excluded, **refused})
+    return replace(
+        progress,
+        state=state,
+        lines=(*progress.lines, line),
+        received={**progress.received, **dict.fromkeys(updates, number)},
+        excluded={**progress.excluded, **refused},
+    )
 
 
 def _train_request(silo: str, number: int, study: Study, roster: Roster, progress: Progress) -> wire.Train:
     broadcast = {name: np.asarray(vector) for name, vector in study.strategy.down(progress.state).items()}
-    return wire.Train(manifest=roster.manifest.to_json(), round=number, received=progress.received.get(silo, 0),
-                      weights=progress.state.weights, broadcast=broadcast)
+    return wire.Train(
+        manifest=roster.manifest.to_json(),
+        round=number,
+        received=progress.received.get(silo, 0),
+        weights=progress.state.weights,
+        broadcast=broadcast,
+    )
 
 
-def _sort(answers: cohort.Answers, silo_of: Mapping[int, str], number: int,
-          state: State) -> tuple[dict[str, Vector], dict[str, str]]:
+def _sort(
+    answers: cohort.Answers, silo_of: Mapping[int, str], number: int, state: State
+) -> tuple[dict[str, Vector], dict[str, str]]:
     """Return the sound updates and the refusals, by silo; anything else counts as dropped."""
     updates: dict[str, Vector] = {}
     refused: dict[str, str] = {}
@@ -182,7 +205,9 @@ def _sort(answers: cohort.Answers, silo_of: Mapping[int, str], number: int,
             if reply.update.shape == state.weights.shape and np.isfinite(reply.update).all():
                 updates[silo] = reply.update
             else:
-                log.warning("round %d: the update of silo %s is not a finite vector of the model's length", number, silo)
+                log.warning(
+                    "round %d: the update of silo %s is not a finite vector of the model's length", number, silo
+                )
     return updates, refused
 
 
@@ -207,16 +232,19 @@ def _aggregate(study: Study, manifest: Manifest, state: State, updates: Mapping[
 def spent(study: Study, asked: Mapping[str, int]) -> dict[str, float | None]:
     """Return each silo's epsilon after the rounds that it was asked to train; None without protection."""
     privacy = study.file.privacy
-    costs = {rounds: epsilon(study.round_events() * rounds, privacy.delta, accountant=privacy.accountant)
-             for rounds in set(asked.values())}
+    costs = {
+        rounds: epsilon(study.round_events() * rounds, privacy.delta, accountant=privacy.accountant)
+        for rounds in set(asked.values())
+    }
     return {silo: costs[rounds] if math.isfinite(costs[rounds]) else None for silo, rounds in sorted(asked.items())}
 
 
 def close(grid: Grid, study: Study, roster: Roster, progress: Progress, folder: RunFolder) -> dict[str, Any]:
     """Tell the silos that the run is over; return and keep what each states of it."""
     requests = {
-        node: wire.Close(manifest=roster.manifest.to_json(), received=progress.received.get(silo, 0),
-                         weights=progress.state.weights)
+        node: wire.Close(
+            manifest=roster.manifest.to_json(), received=progress.received.get(silo, 0), weights=progress.state.weights
+        )
         for silo, node in roster.nodes.items()
     }
     answers = cohort.ask(grid, requests, group="close", timeout_s=study.file.cohort.round_timeout_s)

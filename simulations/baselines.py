@@ -65,8 +65,9 @@ def fit(study: Study, part: Part, test: Part) -> Metrics:
     return values
 
 
-def _train(module: nn.Module, shape: Shape, part: Part, train: np.ndarray, check: np.ndarray,
-           random: np.random.Generator) -> None:
+def _train(
+    module: nn.Module, shape: Shape, part: Part, train: np.ndarray, check: np.ndarray, random: np.random.Generator
+) -> None:
     loss = row_loss(shape)
     optimizer = torch.optim.Adam(module.parameters(), lr=_LEARNING_RATE)
     best, best_weights, waited = np.inf, weights_of(module), 0

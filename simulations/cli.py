@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from simulations.run import Outcome
     from strategies.study import Study
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
-                  help="Simulate a federated study on this machine. Without a command: run the default study.",
-                  epilog="Example: fedsilo-simulate run breast-cancer --set privacy.epsilon=1")
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Simulate a federated study on this machine. Without a command: run the default study.",
+    epilog="Example: fedsilo-simulate run breast-cancer --set privacy.epsilon=1",
+)
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout and nothing else.")]
 
 
@@ -40,8 +44,10 @@ def default(context: typer.Context) -> None:
 @app.command("run", epilog="Example: fedsilo-simulate run my-study.toml --set privacy.epsilon=1 --seed 3 --json")
 def run_command(
     study: Annotated[str, typer.Argument(help="A ready study's name or the path of a study file.")] = "breast-cancer",
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE",
-                                                        help="Override one value of the study; may be repeated.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value of the study; may be repeated."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Override study.seed.")] = None,
     out: Annotated[Path, typer.Option(help="Folder that holds the run folders.")] = Path("runs"),
     engine: Annotated[str | None, typer.Option(help="Override simulation.engine: inline.")] = None,
@@ -118,10 +124,12 @@ def machine_readable(outcome: Outcome) -> dict[str, Any]:
     rounds = facts["rounds"]
     per_round = sum(line["seconds"]["total"] for line in rounds) / len(rounds) if rounds else None
     return {
-        "run": str(outcome.folder), "metrics": facts["metrics"],
+        "run": str(outcome.folder),
+        "metrics": facts["metrics"],
         "baselines": {name: baselines.get(name) for name in ("pooled", "best_local")},
         "epsilon": {silo["name"]: {key: silo[key] for key in ("epsilon", "delta", "unit")} for silo in facts["silos"]},
-        "rounds": len(rounds), "seconds": {"total": round(outcome.seconds, 3), "per_round": per_round},
+        "rounds": len(rounds),
+        "seconds": {"total": round(outcome.seconds, 3), "per_round": per_round},
         "mechanism": facts["privacy"]["mechanism"],
     }
 
@@ -165,8 +173,19 @@ class _Seen(logging.Handler):
 @contextmanager
 def _progress(console: Console, study: Study) -> Iterator[_Seen]:
     """Show a bar on a terminal and a line now and then elsewhere."""
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[seen]}"),
-                   TimeElapsedColumn(), console=console, transient=True) if console.is_terminal else None
+    bar = (
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[seen]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        if console.is_terminal
+        else None
+    )
     handler = _Seen(console, study, bar)
     logger = logging.getLogger("fedsilo")
     logger.addHandler(handler)
@@ -186,9 +205,11 @@ def _interrupted(folder: Path | None) -> None:
     if folder is None:
         print("stopped before the first round; nothing was trained", file=sys.stderr)
     else:
-        print(f"stopped: the finished rounds, their metrics and the report are in {folder}; fedsilo-server resume "
-              f"{folder} will take it up from there (it comes with deployment), until then run the study again",
-              file=sys.stderr)
+        print(
+            f"stopped: the finished rounds, their metrics and the report are in {folder}; fedsilo-server resume "
+            f"{folder} will take it up from there (it comes with deployment), until then run the study again",
+            file=sys.stderr,
+        )
 
 
 # --- the result ---------------------------------------------------------------------------------------------
@@ -198,24 +219,34 @@ def _print(console: Console, outcome: Outcome) -> None:
     facts = outcome.facts
     privacy = facts["privacy"]
     names = list(facts["metrics"]) or []
-    table = Table("round", *names, "worst epsilon", title="the global model on the pooled test data", title_justify="left")
+    table = Table(
+        "round", *names, "worst epsilon", title="the global model on the pooled test data", title_justify="left"
+    )
     for line in _some(facts["rounds"]):
         worst = [value for value in line["epsilon"].values() if value is not None]
-        table.add_row(str(line["round"]), *(_number(line["metrics"][name]) for name in names),
-                      f"{max(worst):.4f}" if worst else "[red]none[/]")
+        table.add_row(
+            str(line["round"]),
+            *(_number(line["metrics"][name]) for name in names),
+            f"{max(worst):.4f}" if worst else "[red]none[/]",
+        )
     baselines = facts.get("baselines")
     if baselines:
         table.add_section()
-        for label, key in (("pooled, not private", "pooled"), (f"best lone silo ({baselines['best_silo']}), not private",
-                                                               "best_local")):
+        for label, key in (
+            ("pooled, not private", "pooled"),
+            (f"best lone silo ({baselines['best_silo']}), not private", "best_local"),
+        ):
             table.add_row(label, *(_number(baselines[key][name]) for name in names), "")
     console.print(table)
     _print_silos(console, facts, privacy)
     for note in facts["simulation"]["read_off_the_data"]:
         console.print(f"[dim]not private: {note}[/]")
     console.print(f"{len(facts['rounds'])} rounds in {outcome.seconds:.1f} s")
-    for label, path in (("run", outcome.folder), ("report", outcome.folder / "report.html"),
-                        ("silos", outcome.silos[0].parent)):
+    for label, path in (
+        ("run", outcome.folder),
+        ("report", outcome.folder / "report.html"),
+        ("silos", outcome.silos[0].parent),
+    ):
         console.print(f"{label:<7}{_shown(path)}", soft_wrap=True)
 
 
@@ -223,13 +254,25 @@ def _print_silos(console: Console, facts: dict[str, Any], privacy: dict[str, Any
     if privacy["mechanism"] == "none":
         console.print("[bold red]NO differential privacy: the updates of this run are unprotected[/]")
         return
-    table = Table("silo", "rounds", "epsilon", "budget spent", "budget", title_justify="left",
-                  title=f"privacy: epsilon at delta = {privacy['delta']:g} a {privacy['unit']}, add-or-remove-one, "
-                        f"{privacy['accountant'].upper()}")
+    table = Table(
+        "silo",
+        "rounds",
+        "epsilon",
+        "budget spent",
+        "budget",
+        title_justify="left",
+        title=f"privacy: epsilon at delta = {privacy['delta']:g} a {privacy['unit']}, add-or-remove-one, "
+        f"{privacy['accountant'].upper()}",
+    )
     for silo in facts["silos"]:
         budget = (silo["statement"] or {}).get("budget", {})
-        table.add_row(silo["name"], str(silo["rounds"]), f"{silo['epsilon']:.4f}", _number(budget.get("spent")),
-                      _number(budget.get("epsilon")))
+        table.add_row(
+            silo["name"],
+            str(silo["rounds"]),
+            f"{silo['epsilon']:.4f}",
+            _number(budget.get("spent")),
+            _number(budget.get("epsilon")),
+        )
     console.print(table)
 
 

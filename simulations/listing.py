@@ -39,6 +39,12 @@ def _study(path: Path) -> dict[str, Any]:
     values = tomllib.loads(text)
     summary = text.splitlines()[0].removeprefix("#").strip()
     privacy = values["privacy"]
-    return {"name": values["study"]["name"], "kind": values["data"]["kind"], "model": values["model"]["name"],
-            "strategy": values.get("strategy", {}).get("name", "fedavg()"),
-            "epsilon": privacy.get("epsilon"), "silos": values.get("simulation", {}).get("silos", 4), "what": summary}
+    return {
+        "name": values["study"]["name"],
+        "kind": values["data"]["kind"],
+        "model": values["model"]["name"],
+        "strategy": values.get("strategy", {}).get("name", "fedavg()"),
+        "epsilon": privacy.get("epsilon"),
+        "silos": values.get("simulation", {}).get("silos", 4),
+        "what": summary,
+    }

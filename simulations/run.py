@@ -67,15 +67,23 @@ def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_b
     try:
         folder = _run_apps(study, silos, out, test_file)
     except Refusal as refusal:
-        raise Refusal(refusal.code, what_fits(study, silos)) if refusal.code is RefusalCode.BUDGET else refusal from None
+        raise (
+            Refusal(refusal.code, what_fits(study, silos)) if refusal.code is RefusalCode.BUDGET else refusal
+        ) from None
     facts = folder.report()
     facts["simulation"] = {
-        "dataset": study.file.simulation.dataset, "partition": study.file.simulation.partition, "silos": len(silos),
-        "engine": engine, "dropout": study.file.simulation.dropout, "durability": "process", "read_off_the_data": notes,
+        "dataset": study.file.simulation.dataset,
+        "partition": study.file.simulation.partition,
+        "silos": len(silos),
+        "engine": engine,
+        "dropout": study.file.simulation.dropout,
+        "durability": "process",
+        "read_off_the_data": notes,
         "test_records": len(test.y),
     }
-    facts["unprotected"].append("the metrics and baselines of this page: exact, over the pooled records, as only a "
-                                "simulation can compute them")
+    facts["unprotected"].append(
+        "the metrics and baselines of this page: exact, over the pooled records, as only a simulation can compute them"
+    )
     if with_baselines and len(test.y):
         from simulations.baselines import baselines
 
@@ -106,6 +114,12 @@ def _run_apps(study: Study, silos: list[Path], out: Path, test: str) -> RunFolde
 
     run_config = {"study": study.text, "out": str(out), "test": test}
     simulation = study.file.simulation
-    state = inline.run(server_app, client_app, silos=silos, run_config=run_config, dropout=simulation.dropout,
-                       seed=study.file.study.seed)
+    state = inline.run(
+        server_app,
+        client_app,
+        silos=silos,
+        run_config=run_config,
+        dropout=simulation.dropout,
+        seed=study.file.study.seed,
+    )
     return RunFolder(path=Path(str(state.config_records["run"]["folder"])))

@@ -96,8 +96,10 @@ class Dirichlet:
                 owner[units] = np.searchsorted(cuts, np.arange(len(units)), side="right")
             if np.bincount(owner, minlength=silos).min() >= least:
                 return owner
-        raise SettingError(f"simulation.partition = 'dirichlet(alpha={self.alpha})' gave no split with {least} "
-                           f"units in each of {silos} silos; raise alpha or lower simulation.silos")
+        raise SettingError(
+            f"simulation.partition = 'dirichlet(alpha={self.alpha})' gave no split with {least} "
+            f"units in each of {silos} silos; raise alpha or lower simulation.silos"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +121,10 @@ class Quantity:
     def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int64]:
         free = len(table.label) - self.least * silos
         if free < 0:
-            raise SettingError(f"simulation.silos = {silos} is not allowed: the data set has {len(table.label)} units "
-                               f"and each silo needs {self.least}; lower it")
+            raise SettingError(
+                f"simulation.silos = {silos} is not allowed: the data set has {len(table.label)} units "
+                f"and each silo needs {self.least}; lower it"
+            )
         sizes = self.least + random.multinomial(free, random.dirichlet(np.full(silos, self.alpha)))
         return random.permutation(np.repeat(np.arange(silos), sizes))
 
@@ -137,13 +141,17 @@ class Natural:
 
     def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int64]:
         if self.column not in table.frame.columns:
-            raise SettingError(f"simulation.partition = 'natural(column=\"{self.column}\")': the data set has no such "
-                               f"column; it has {', '.join(table.frame.columns[:12])}")
+            raise SettingError(
+                f"simulation.partition = 'natural(column=\"{self.column}\")': the data set has no such "
+                f"column; it has {', '.join(table.frame.columns[:12])}"
+            )
         values = to_texts(table.frame[self.column]).fill_null("missing").to_list()
         names = sorted(set(values))
         if len(names) != silos:
-            raise SettingError(f"simulation.silos = {silos} is not allowed: column '{self.column}' has {len(names)} "
-                               f"values; write silos = {len(names)}")
+            raise SettingError(
+                f"simulation.silos = {silos} is not allowed: column '{self.column}' has {len(names)} "
+                f"values; write silos = {len(names)}"
+            )
         index = {name: number for number, name in enumerate(names)}
         return np.array([index[value] for value in values], dtype=np.int64)
 
@@ -183,11 +191,15 @@ def complete(study: Study, frame: pl.DataFrame) -> tuple[Study, list[str]]:
         texts = to_texts(frame[str(data.target)])
         if texts.null_count():
             row = int(texts.is_null().arg_true()[0]) + 1
-            raise DataError(f"target column '{data.target}', row {row}: the value is missing or NaN ({texts.null_count()} "
-                            "rows in all); remove these rows or complete them")
+            raise DataError(
+                f"target column '{data.target}', row {row}: the value is missing or NaN ({texts.null_count()} "
+                "rows in all); remove these rows or complete them"
+            )
         classes = sorted(texts.unique().to_list())
         if not 2 <= len(classes) <= 1000:
-            raise DataError(f"target column '{data.target}' has {len(classes)} different values; a class needs 2 to 1000")
+            raise DataError(
+                f"target column '{data.target}' has {len(classes)} different values; a class needs 2 to 1000"
+            )
         values["data.classes"] = classes
         notes.append(f"data.classes = {classes} was read off the records")
     if training.expected_batch_size is None:
@@ -226,8 +238,16 @@ def make_silos(study: Study, frame: pl.DataFrame, parent: Path, *, fresh: str = 
 
 def _key(study: Study, frame: pl.DataFrame, fresh: str) -> str:
     simulation = study.file.simulation
-    facts = [simulation.dataset, simulation.partition, study.file.study.seed, simulation.silos, study.file.data.unit,
-             study.file.data.target, study.private, fresh]
+    facts = [
+        simulation.dataset,
+        simulation.partition,
+        study.file.study.seed,
+        simulation.silos,
+        study.file.data.unit,
+        study.file.data.target,
+        study.private,
+        fresh,
+    ]
     content = hashlib.sha256(json.dumps(facts).encode())
     content.update(hashlib.sha256(frame.write_csv().encode()).digest())
     name = simulation.dataset.split("(")[0].rsplit("/", 1)[-1]
@@ -270,13 +290,15 @@ def _make_silo(folder: Path, name: str, study: Study, part: pl.DataFrame) -> Non
 
 
 def _budget(study: Study) -> float:
-    """Return 8, or the next whole epsilon whose gate lets this study through once: a simulation must be able to try it."""
+    """Return 8, or the next whole epsilon whose gate lets this study through once, so that it can be tried at all."""
     whole, delta = study.round_events() * study.file.study.rounds, study.file.privacy.delta
     for value in range(int(BUDGET_EPSILON), _LARGEST_BUDGET):
         if Budget(epsilon=float(value), delta=delta).fits((), whole):
             return float(value)
-    raise SettingError(f"the study's releases cost more than epsilon {_LARGEST_BUDGET}; raise privacy.noise_multiplier, "
-                       "or write mechanism = 'none' to train without protection and say so")
+    raise SettingError(
+        f"the study's releases cost more than epsilon {_LARGEST_BUDGET}; raise privacy.noise_multiplier, "
+        "or write mechanism = 'none' to train without protection and say so"
+    )
 
 
 def what_fits(study: Study, silos: Sequence[Path]) -> str:
@@ -290,9 +312,11 @@ def what_fits(study: Study, silos: Sequence[Path]) -> str:
         budget = silo.budget()
         most.append((budget.rounds_that_fit(spent, study.round_events(), rounds), budget.spent(spent), budget.epsilon))
     fitting, used, whole = min(most)
-    return (f"the study does not fit into the budget of the simulated silos: {used} of epsilon {whole} is spent at the "
-            f"gate, {fitting} of its {rounds} rounds would fit; ask for fewer rounds, a smaller privacy.epsilon, or "
-            "--fresh for new silo folders")
+    return (
+        f"the study does not fit into the budget of the simulated silos: {used} of epsilon {whole} is spent at the "
+        f"gate, {fitting} of its {rounds} rounds would fit; ask for fewer rounds, a smaller privacy.epsilon, or "
+        "--fresh for new silo folders"
+    )
 
 
 def pooled(parts: Sequence[Any]) -> Any:
@@ -303,5 +327,8 @@ def pooled(parts: Sequence[Any]) -> Any:
 
     offsets = np.cumsum([0, *(part.units for part in parts)])
     units = [part.unit_of_row + offset for part, offset in zip(parts, offsets, strict=False)]
-    return Part(x=torch.cat([part.x for part in parts]), y=torch.cat([part.y for part in parts]),
-                unit_of_row=np.concatenate(units))
+    return Part(
+        x=torch.cat([part.x for part in parts]),
+        y=torch.cat([part.y for part in parts]),
+        unit_of_row=np.concatenate(units),
+    )

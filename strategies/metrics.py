@@ -84,7 +84,11 @@ def _r2(scores: Scores, labels: Labels) -> float:
 
 
 _CLASSIFICATION: dict[str, Callable[[Scores, Labels], float]] = {
-    "accuracy": _accuracy, "auroc": _auroc, "auprc": _auprc, "brier": _brier, "loss": _log_loss,
+    "accuracy": _accuracy,
+    "auroc": _auroc,
+    "auprc": _auprc,
+    "brier": _brier,
+    "loss": _log_loss,
 }
 _REGRESSION: dict[str, Callable[[Scores, Labels], float]] = {
     "rmse": lambda scores, labels: math.sqrt(_squared_error(scores, labels)),

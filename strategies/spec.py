@@ -110,8 +110,11 @@ class Registry:
         values: dict[str, Any] = {}
         for key, value in spec.arguments:
             if key not in known:
-                raise SettingError(f"{spec.name} has no argument '{key}'; {nearest(key, known)}"
-                                   if known else f"{spec.name} takes no arguments, '{key}' was given")
+                raise SettingError(
+                    f"{spec.name} has no argument '{key}'; {nearest(key, known)}"
+                    if known
+                    else f"{spec.name} takes no arguments, '{key}' was given"
+                )
             try:
                 values[key] = _adapter(hints[key]).validate_python(value)
             except ValidationError as error:

@@ -237,8 +237,13 @@ class Study:
             problems += _cross_checks(file, resolved.get("strategy"), lines, faulty)
         if problems or file is None:
             raise StudyError(problems, source=source)
-        return cls(text=text, file=file, model=resolved["model"], strategy=resolved["strategy"],
-                   optimizer=resolved["optimizer"])
+        return cls(
+            text=text,
+            file=file,
+            model=resolved["model"],
+            strategy=resolved["strategy"],
+            optimizer=resolved["optimizer"],
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -268,16 +273,24 @@ class Study:
             return 0.0
         if privacy.noise_multiplier is not None:
             return privacy.noise_multiplier
-        return calibrate(privacy.epsilon or math.nan, privacy.delta, sampling_rate=training.sampling_rate,
-                         steps=training.steps * self.file.study.rounds, accountant=privacy.accountant)
+        return calibrate(
+            privacy.epsilon or math.nan,
+            privacy.delta,
+            sampling_rate=training.sampling_rate,
+            steps=training.steps * self.file.study.rounds,
+            accountant=privacy.accountant,
+        )
 
     def round_events(self) -> tuple[Event, ...]:
         """Return what one round of training releases, at worst."""
         if not self.private:
             return (Exact(what="model update"),)
         training = self.file.training
-        return (Gaussian(noise_multiplier=self.noise_multiplier, sampling_rate=training.sampling_rate,
-                         steps=training.steps),)
+        return (
+            Gaussian(
+                noise_multiplier=self.noise_multiplier, sampling_rate=training.sampling_rate, steps=training.steps
+            ),
+        )
 
     def with_values(self, values: dict[str, Any], registries: Registries) -> Study:
         """Return the study with `section.key` values written into its text (for example what a simulation read off
@@ -295,8 +308,9 @@ def override(text: str, values: dict[str, Any], *, source: str = "study.toml") -
     for dotted, value in values.items():
         *path, key = dotted.split(".")
         if len(path) != 1 or not (path[0] and key):
-            raise StudyError([Problem(sentence=f"'{dotted}' is no section.key; write for example privacy.epsilon=1")],
-                             source="--set")
+            raise StudyError(
+                [Problem(sentence=f"'{dotted}' is no section.key; write for example privacy.epsilon=1")], source="--set"
+            )
         table = document.setdefault(path[0], tomlkit.table())
         if not isinstance(table, dict):
             sentence = f"'{path[0]}' is a plain value in this file; write it as a section [{path[0]}]"
@@ -418,8 +432,11 @@ def _problem(error: dict[str, Any], document: Any, lines: _Lines) -> Problem:
     if kind == "extra_forbidden":
         sentence = f"unknown key '{name}'; {nearest(path[-1], _keys_at(path[:-1], document))}"
     elif kind == "missing":
-        sentence = f"{name} is missing; add it to [{'.'.join(path[:-1])}]" if len(path) > 1 else (
-            f"the section [{name}] is missing; add it")
+        sentence = (
+            f"{name} is missing; add it to [{'.'.join(path[:-1])}]"
+            if len(path) > 1
+            else (f"the section [{name}] is missing; add it")
+        )
         if len(path) > 2 and path[-1] in ("min", "max"):
             sentence = f"{name} is missing: a numeric feature needs public bounds; write min and max"
     elif kind == "union_tag_not_found":
@@ -457,9 +474,7 @@ def _keys_at(path: tuple[str, ...], document: Any) -> tuple[str, ...]:
     return tuple(kind.model_fields)
 
 
-def _spec_problems(
-    document: Any, registries: Registries, lines: _Lines
-) -> tuple[list[Problem], dict[str, Any]]:
+def _spec_problems(document: Any, registries: Registries, lines: _Lines) -> tuple[list[Problem], dict[str, Any]]:
     """Resolve every spec that is a text, whatever else is wrong with the file."""
     wanted: list[tuple[str, str, str, Registry | None, str | None]] = [
         ("model", "model", "name", registries.models, None),
@@ -479,8 +494,9 @@ def _spec_problems(
         try:
             resolved[what] = registry.resolve(str(text)) if registry else parse_spec(str(text))
         except SettingError as error:
-            problems.append(Problem(sentence=f"{section}.{key} = {_shown(str(text))}: {error}",
-                                    line=lines.of(section, key)))
+            problems.append(
+                Problem(sentence=f"{section}.{key} = {_shown(str(text))}: {error}", line=lines.of(section, key))
+            )
     return problems, resolved
 
 
@@ -495,42 +511,86 @@ def _cross_checks(file: File, strategy: Strategy | None, lines: _Lines, faulty: 
     privacy, data, evaluation = file.privacy, file.data, file.evaluation
     targets = [privacy.epsilon, privacy.noise_multiplier]
     if privacy.mechanism == "dp-sgd":
-        check(sum(value is not None for value in targets) == 1,
-              "exactly one of privacy.epsilon and privacy.noise_multiplier must be given with mechanism = 'dp-sgd'; "
-              + ("remove one" if None not in targets else "add epsilon, for example epsilon = 3.0"), "privacy")
+        check(
+            sum(value is not None for value in targets) == 1,
+            "exactly one of privacy.epsilon and privacy.noise_multiplier must be given with mechanism = 'dp-sgd'; "
+            + ("remove one" if None not in targets else "add epsilon, for example epsilon = 3.0"),
+            "privacy",
+        )
     else:
-        check(targets == [None, None],
-              "privacy.epsilon and privacy.noise_multiplier have no meaning with mechanism = 'none'; remove them, or "
-              "write mechanism = 'dp-sgd'", "privacy", "mechanism")
-    check(not (file.secagg.enabled and isinstance(strategy, PerSiloStrategy)),
-          f"strategy.name = '{file.strategy.name}' needs each silo's update by itself, which secure aggregation hides; "
-          "write secagg.enabled = false or choose a strategy that needs only the sum, such as fedavg()",
-          "strategy", "name")
-    check(evaluation.release != "masked" or file.secagg.enabled,
-          "evaluation.release = 'masked' needs secure aggregation; write secagg.enabled = true or release = 'none'",
-          "evaluation", "release")
-    check(not file.secagg.enabled,
-          "secagg.enabled = true: secure aggregation is not part of this version; write enabled = false",
-          "secagg", "enabled")
-    check(evaluation.release != "noisy",
-          "evaluation.release = 'noisy': noisy metric counts are not part of this version; write release = 'none'",
-          "evaluation", "release")
+        check(
+            targets == [None, None],
+            "privacy.epsilon and privacy.noise_multiplier have no meaning with mechanism = 'none'; remove them, or "
+            "write mechanism = 'dp-sgd'",
+            "privacy",
+            "mechanism",
+        )
+    check(
+        not (file.secagg.enabled and isinstance(strategy, PerSiloStrategy)),
+        f"strategy.name = '{file.strategy.name}' needs each silo's update by itself, which secure aggregation hides; "
+        "write secagg.enabled = false or choose a strategy that needs only the sum, such as fedavg()",
+        "strategy",
+        "name",
+    )
+    check(
+        evaluation.release != "masked" or file.secagg.enabled,
+        "evaluation.release = 'masked' needs secure aggregation; write secagg.enabled = true or release = 'none'",
+        "evaluation",
+        "release",
+    )
+    check(
+        not file.secagg.enabled,
+        "secagg.enabled = true: secure aggregation is not part of this version; write enabled = false",
+        "secagg",
+        "enabled",
+    )
+    check(
+        evaluation.release != "noisy",
+        "evaluation.release = 'noisy': noisy metric counts are not part of this version; write release = 'none'",
+        "evaluation",
+        "release",
+    )
     known = METRICS[file.study.task]
     for metric in evaluation.metrics:
-        check(metric in known, f"evaluation.metrics has '{metric}', which task = '{file.study.task}' does not have; "
-              + nearest(metric, known), "evaluation", "metrics")
+        check(
+            metric in known,
+            f"evaluation.metrics has '{metric}', which task = '{file.study.task}' does not have; "
+            + nearest(metric, known),
+            "evaluation",
+            "metrics",
+        )
     if data.kind == "tabular":
-        check(bool(data.features), "data.features is empty: a tabular study names every column that it reads, with its "
-              "type and public bounds or values; add [data.features]", "data")
+        check(
+            bool(data.features),
+            "data.features is empty: a tabular study names every column that it reads, with its "
+            "type and public bounds or values; add [data.features]",
+            "data",
+        )
         check(data.target is not None, "data.target is missing; name the column to predict", "data")
-        check(file.study.task != "multilabel", "study.task = 'multilabel' has no tabular form; choose 'classification' "
-              "or 'regression'", "study", "task")
+        check(
+            file.study.task != "multilabel",
+            "study.task = 'multilabel' has no tabular form; choose 'classification' or 'regression'",
+            "study",
+            "task",
+        )
     for role, column in (("target", data.target), ("unit", data.unit)):
-        check(column not in data.features, f"data.{role} = '{column}' is also a feature; remove it from data.features",
-              "data", "features", str(column))
-    check(data.max_records_per_unit == 1 or data.unit is not None,
-          "data.max_records_per_unit needs data.unit; name the column of the unit or remove it", "data",
-          "max_records_per_unit")
-    check(data.classes is None or file.study.task == "classification",
-          f"data.classes has no meaning with task = '{file.study.task}'; remove it", "data", "classes")
+        check(
+            column not in data.features,
+            f"data.{role} = '{column}' is also a feature; remove it from data.features",
+            "data",
+            "features",
+            str(column),
+        )
+    check(
+        data.max_records_per_unit == 1 or data.unit is not None,
+        "data.max_records_per_unit needs data.unit; name the column of the unit or remove it",
+        "data",
+        "max_records_per_unit",
+    )
+    check(
+        data.classes is None or file.study.task == "classification",
+        f"data.classes has no meaning with task = '{file.study.task}'; remove it",
+        "data",
+        "classes",
+    )
     return found

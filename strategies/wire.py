@@ -144,9 +144,15 @@ def facts(message: Instruction | Reply) -> tuple[FieldFacts, ...]:
     rows = []
     for entry in fields(message):
         data = _bytes_of(getattr(message, entry.name))
-        rows.append(FieldFacts(field=f"{type(message).__name__}.{entry.name}", size_bytes=len(data),
-                               sha256=hashlib.sha256(data).hexdigest(),
-                               seen=str(entry.metadata["seen"]), privacy=str(entry.metadata["privacy"])))
+        rows.append(
+            FieldFacts(
+                field=f"{type(message).__name__}.{entry.name}",
+                size_bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+                seen=str(entry.metadata["seen"]),
+                privacy=str(entry.metadata["privacy"]),
+            )
+        )
     return tuple(rows)
 
 

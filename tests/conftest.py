@@ -26,8 +26,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_full] = full
     config.stash[_bad_skips] = []
     health = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-    settings.register_profile("tier", max_examples=200 if full else 25, deadline=None, suppress_health_check=health,
-                              derandomize=not full)
+    settings.register_profile(
+        "tier", max_examples=200 if full else 25, deadline=None, suppress_health_check=health, derandomize=not full
+    )
     settings.load_profile("tier")
 
 

@@ -97,9 +97,11 @@ def test_noise_calibrated_by_rdp_keeps_its_target(target: float, rate: float, st
 
 def balle_wang_epsilon(sigma: float, delta: float) -> float:
     """Theorem 8: delta(eps) = Phi(1/(2 sigma) - eps sigma) - e^eps Phi(-1/(2 sigma) - eps sigma), solved for eps."""
+
     def excess(eps: float) -> float:
         upper = norm.cdf(0.5 / sigma - eps * sigma)
         return float(upper - math.exp(eps + norm.logcdf(-0.5 / sigma - eps * sigma)) - delta)
+
     return float(brentq(excess, 0.0, 2000.0, xtol=1e-10)) if excess(0.0) > 0 else 0.0
 
 
@@ -219,10 +221,20 @@ def test_rounding_up_is_never_below_and_never_far(value: float) -> None:
     assert round_up(rounded) == rounded, "a rounded number is left as it is"
 
 
-@pytest.mark.parametrize(("value", "rounded"), [
-    (0.0, 0.0), (5e-324, 0.0001), (1.00001, 1.0001), (1.2345, 1.2345), (2.99999, 3.0), (3.0, 3.0),
-    (1e13 + 0.1, 1e13 + 0.1), (1.7e308, 1.7e308), (math.inf, math.inf),
-])
+@pytest.mark.parametrize(
+    ("value", "rounded"),
+    [
+        (0.0, 0.0),
+        (5e-324, 0.0001),
+        (1.00001, 1.0001),
+        (1.2345, 1.2345),
+        (2.99999, 3.0),
+        (3.0, 3.0),
+        (1e13 + 0.1, 1e13 + 0.1),
+        (1.7e308, 1.7e308),
+        (math.inf, math.inf),
+    ],
+)
 def test_rounding_up_by_hand(value: float, rounded: float) -> None:
     assert round_up(value) == rounded
 
@@ -236,11 +248,15 @@ def test_no_rounding_of_what_is_no_privacy_loss(value: float) -> None:
 # --- fails closed -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", [
-    *({"noise_multiplier": value} for value in (math.nan, math.inf, 0.0, -1.0)),
-    *({"sampling_rate": value} for value in (0.0, -0.1, 1.0000001, math.nan, math.inf)),
-    *({"steps": value} for value in (-1, 1.0, "1", None, True, math.nan)),
-], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"noise_multiplier": value} for value in (math.nan, math.inf, 0.0, -1.0)),
+        *({"sampling_rate": value} for value in (0.0, -0.1, 1.0000001, math.nan, math.inf)),
+        *({"steps": value} for value in (-1, 1.0, "1", None, True, math.nan)),
+    ],
+    ids=str,
+)
 def test_a_release_that_cannot_be_accounted_is_no_event(wrong: dict[str, Any]) -> None:
     with pytest.raises(AccountingError):
         Gaussian(**({"noise_multiplier": 1.0, "sampling_rate": 0.1, "steps": 1} | wrong))
@@ -250,8 +266,11 @@ def test_a_release_that_cannot_be_accounted_is_no_event(wrong: dict[str, Any]) -
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan, math.inf, 1, 0, "1e-5"])
 def test_a_delta_that_is_none_is_refused(delta: Any) -> None:
-    for account in (lambda: epsilon([gaussian(1.0)], delta), lambda: epsilon_at_order([gaussian(1.0)], delta, 8.0),
-                    lambda: calibrate(1.0, delta, sampling_rate=0.1, steps=1)):
+    for account in (
+        lambda: epsilon([gaussian(1.0)], delta),
+        lambda: epsilon_at_order([gaussian(1.0)], delta, 8.0),
+        lambda: calibrate(1.0, delta, sampling_rate=0.1, steps=1),
+    ):
         with pytest.raises(AccountingError, match="delta"):
             account()
 
@@ -262,16 +281,26 @@ def test_an_order_that_is_none_is_refused(order: float) -> None:
         epsilon_at_order([gaussian(1.0)], 1e-5, order)
 
 
-@pytest.mark.parametrize("event", [
-    {"kind": "laplace", "noise_multiplier": 1.0}, {"noise_multiplier": 1.0}, {"kind": "gaussian"}, {"kind": []}, {},
-    {"kind": "gaussian", "noise_multiplier": 1.0, "colour": "red"}, {"kind": "gaussian", "noise_multiplier": "1"}, 3,
-], ids=str)
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"kind": "laplace", "noise_multiplier": 1.0},
+        {"noise_multiplier": 1.0},
+        {"kind": "gaussian"},
+        {"kind": []},
+        {},
+        {"kind": "gaussian", "noise_multiplier": 1.0, "colour": "red"},
+        {"kind": "gaussian", "noise_multiplier": "1"},
+        3,
+    ],
+    ids=str,
+)
 def test_an_event_of_the_ledger_that_cannot_be_read_is_refused(event: Any) -> None:
     with pytest.raises(AccountingError):
         from_json(event)
 
 
-@given(st.one_of(gaussians, st.builds(Exact, what=st.text("a\"\\\n\u2603"))))
+@given(st.one_of(gaussians, st.builds(Exact, what=st.text('a"\\\n\u2603'))))
 def test_events_survive_their_json(event: Any) -> None:
     assert from_json(json.loads(json.dumps(to_json(event)))) == event
 

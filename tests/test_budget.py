@@ -18,8 +18,9 @@ from strategies.privacy.budget import Budget
 from strategies.privacy.events import Event, Exact, Gaussian
 
 DELTA = 1e-5
-events = st.builds(Gaussian, noise_multiplier=st.floats(0.6, 20.0), sampling_rate=st.floats(1e-3, 1.0),
-                   steps=st.integers(0, 40))
+events = st.builds(
+    Gaussian, noise_multiplier=st.floats(0.6, 20.0), sampling_rate=st.floats(1e-3, 1.0), steps=st.integers(0, 40)
+)
 budgets = st.builds(Budget, epsilon=st.floats(0.1, 20.0), delta=st.just(DELTA))
 
 
@@ -73,10 +74,24 @@ def test_the_gate_is_never_below_the_best_order(spent: list[Event]) -> None:
     assert all(Budget(epsilon=e, delta=DELTA).spent(spent) >= best - 1e-9 for e in (0.5, 2.0, 8.0))
 
 
-@pytest.mark.parametrize(("epsilon_max", "order"), [
-    (1e-3, 28), (0.5, 28), (1, 16), (2, 8), (4, 5), (8, 3), (10, 2.5), (100, 2.5), (math.inf, 2.5),
-    (0.7, 28), (0.72, 16), (2.8, 8), (2.9, 5),  # the nearest on a scale of ratios: the border of 2 and 4 is 2.83
-])
+@pytest.mark.parametrize(
+    ("epsilon_max", "order"),
+    [
+        (1e-3, 28),
+        (0.5, 28),
+        (1, 16),
+        (2, 8),
+        (4, 5),
+        (8, 3),
+        (10, 2.5),
+        (100, 2.5),
+        (math.inf, 2.5),
+        (0.7, 28),
+        (0.72, 16),
+        (2.8, 8),
+        (2.9, 5),  # the nearest on a scale of ratios: the border of 2 and 4 is 2.83
+    ],
+)
 def test_the_order_is_a_function_of_epsilon_alone(epsilon_max: float, order: float) -> None:
     assert Budget(epsilon=epsilon_max, delta=DELTA).order == Budget(epsilon=epsilon_max, delta=1e-3).order == order
 
@@ -107,10 +122,13 @@ def test_an_account_that_cannot_be_had_is_no_permission() -> None:
         Budget(epsilon=8.0, delta=DELTA).fits([], [Gaussian(noise_multiplier=1e-200, sampling_rate=0.5)])
 
 
-@pytest.mark.parametrize(("wrong", "name"), [
-    *(({"epsilon": value}, "budget.epsilon") for value in (0.0, -1.0, math.nan)),
-    *(({"delta": value}, "budget.delta") for value in (0.0, 1.0, -1.0, math.nan)),
-])
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        *(({"epsilon": value}, "budget.epsilon") for value in (0.0, -1.0, math.nan)),
+        *(({"delta": value}, "budget.delta") for value in (0.0, 1.0, -1.0, math.nan)),
+    ],
+)
 def test_a_budget_that_is_none_is_refused(wrong: dict[str, float], name: str) -> None:
     with pytest.raises(SettingError, match=name):
         Budget(**({"epsilon": 1.0, "delta": DELTA} | wrong))

@@ -45,18 +45,31 @@ silos = 3
 def process(command: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a command as a process of its own."""
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    return subprocess.run([str(BIN / command), *arguments], cwd=cwd, capture_output=True, text=True, timeout=120,
-                          stdin=subprocess.DEVNULL, env=environment, check=False)
+    return subprocess.run(
+        [str(BIN / command), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        check=False,
+    )
 
 
-APPS = {"fedsilo-simulate": simulations.cli.app, "fedsilo-server": server.cli.app, "fedsilo-silo": client.cli.app,
-        "fedsilo-verify": strategies.verify.app}
+APPS = {
+    "fedsilo-simulate": simulations.cli.app,
+    "fedsilo-server": server.cli.app,
+    "fedsilo-silo": client.cli.app,
+    "fedsilo-verify": strategies.verify.app,
+}
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run a command's own entry in this process: the same code without the start of an interpreter."""
+
     def call(command: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         monkeypatch.chdir(cwd)
         monkeypatch.setenv("COLUMNS", "200")
@@ -146,8 +159,15 @@ def test_an_empty_file_and_a_file_of_garbage_are_named(study: Path, run: Run) ->
 
 @pytest.mark.parametrize(
     "arguments",
-    [("run", "--set", "privacy"), ("run", "no-such-study"), ("list", "modells"), ("run", "--seed", "x"), ("dance",),
-     ("run", "--set", "privacy.epsilon=nan"), ("run", "--set", "privacy.epsilon=-1")],
+    [
+        ("run", "--set", "privacy"),
+        ("run", "no-such-study"),
+        ("list", "modells"),
+        ("run", "--seed", "x"),
+        ("dance",),
+        ("run", "--set", "privacy.epsilon=nan"),
+        ("run", "--set", "privacy.epsilon=-1"),
+    ],
 )
 def test_wrong_usage_exits_2(tmp_path: Path, run: Run, arguments: tuple[str, ...]) -> None:
     one_sentence(run("fedsilo-simulate", *arguments, cwd=tmp_path), 2)
@@ -169,14 +189,26 @@ def test_what_is_not_built_yet_says_so(tmp_path: Path, run: Run, command: str, s
 
 
 def test_the_calculator(tmp_path: Path, run: Run) -> None:
-    arguments = ["epsilon", "--release", "noise_multiplier=1,sampling_rate=0.01,steps=1000",
-                 "--release", "noise_multiplier=2,sampling_rate=0.05,steps=500", "--delta", "1e-5"]
+    arguments = [
+        "epsilon",
+        "--release",
+        "noise_multiplier=1,sampling_rate=0.01,steps=1000",
+        "--release",
+        "noise_multiplier=2,sampling_rate=0.05,steps=500",
+        "--delta",
+        "1e-5",
+    ]
     facts = json.loads(run("fedsilo-verify", *arguments, "--json", cwd=tmp_path).stdout)
     assert facts["epsilon"]["pld"] == pytest.approx(3.1693, rel=2e-3)  # row 33 of tests/vectors/accounting.json
     assert facts["epsilon"]["rdp"] == pytest.approx(3.4669, rel=1e-3)
     assert facts["epsilon_without_amplification"]["pld"] > 100
     assert "3.1693" in run("fedsilo-verify", *arguments, cwd=tmp_path).stdout
-    for wrong in (["--release", "noise=1"], ["--release", "noise_multiplier=0"], ["--release", "noise_multiplier=nan"],
-                  ["--release", "noise_multiplier=1,steps=0"], ["--release", "noise_multiplier=1,sampling_rate=2"]):
+    for wrong in (
+        ["--release", "noise=1"],
+        ["--release", "noise_multiplier=0"],
+        ["--release", "noise_multiplier=nan"],
+        ["--release", "noise_multiplier=1,steps=0"],
+        ["--release", "noise_multiplier=1,sampling_rate=2"],
+    ):
         one_sentence(run("fedsilo-verify", "epsilon", *wrong, "--delta", "1e-5", cwd=tmp_path), 2)
     one_sentence(run("fedsilo-verify", "epsilon", "--release", "noise_multiplier=1", "--delta", "1", cwd=tmp_path), 2)

@@ -44,16 +44,28 @@ name = "logistic()"
 [privacy]
 noise_multiplier = 1.0
 """
-FRAME = pl.DataFrame({"age": [0.0, 25.0, 100.0, None], "sex": ["F", "M", None, "X"], "label": ["no", "yes", "no", "yes"],
-                      "person": ["a", "b", "b", "a"]})
+FRAME = pl.DataFrame(
+    {
+        "age": [0.0, 25.0, 100.0, None],
+        "sex": ["F", "M", None, "X"],
+        "label": ["no", "yes", "no", "yes"],
+        "person": ["a", "b", "b", "a"],
+    }
+)
 
 
 def study(text: str = STUDY, **changes: object) -> Study:
     return Study.parse(override(text, {key.replace("__", "."): value for key, value in changes.items()}), REGISTRIES)
 
 
-def load(folder: Path, frame: pl.DataFrame | bytes, agreed: Study | None = None, *, name: str = "t.csv",
-         rename: dict[str, str] | None = None) -> Records:
+def load(
+    folder: Path,
+    frame: pl.DataFrame | bytes,
+    agreed: Study | None = None,
+    *,
+    name: str = "t.csv",
+    rename: dict[str, str] | None = None,
+) -> Records:
     path = folder / name
     if isinstance(frame, bytes):
         path.write_bytes(frame)
@@ -75,38 +87,62 @@ def categorical(*values: object, **settings: object) -> CategoricalFeature:
     return CategoricalFeature.model_validate({"type": "categorical", "values": values, **settings})
 
 
-@pytest.mark.parametrize(("feature", "values", "expected", "missing", "outside"), [
-    (numeric(), [0.0, 2.5, 5.0, 10.0], [[-R3, 0], [-R3 / 2, 0], [0, 0], [R3, 0]], 0, 0),
-    (numeric(), [-1.0, 11.0, None, NAN, math.inf], [[-R3, 0], [R3, 0], [0, 1], [0, 1], [0, 1]], 3, 2),
-    (numeric(outside="missing"), [-1.0, 10.5, 5.0], [[0, 1], [0, 1], [0, 0]], 0, 2),
-    (numeric(missing="refuse"), [5.0, 10.0], [[0], [R3]], 0, 0),
-    (numeric(min=1, max=100, transform="log"), [1.0, 10.0, 100.0, 0.0, None],
-     [[-R3, 0], [0, 0], [R3, 0], [-R3, 0], [0, 1]], 1, 1),
-    (numeric(min=1, max=100, transform="log", outside="missing"), [-5.0, 10.0], [[0, 1], [0, 0]], 0, 1),
-    (numeric(), ["5", " 10 ", "", "NA", "?", "null"], [[0, 0], [R3, 0], [0, 1], [0, 1], [0, 1], [0, 1]], 4, 0),
-    (numeric(max=1), [True, False, None], [[R3, 0], [-R3, 0], [0, 1]], 1, 0),
-    (categorical("F", "M"), ["F", "M", "X", None, " F ", "", "nan"],
-     [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1], [1, 0, 0], [0, 0, 1], [0, 0, 1]], 3, 1),
-    (categorical("F", missing="refuse"), ["F", "X"], [[1], [0]], 0, 1),
-    (categorical(1, 2), [1.0, 2.0, 2.5, NAN, None], [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]], 2, 1),
-    (categorical(1, 2), [1, 2, 3], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], 0, 1),
-    (categorical(1.0, 0.5), [1, 0], [[1, 0, 0], [0, 0, 1]], 0, 1),
-    (categorical(1.0, 0.5), [1.0, 0.5], [[1, 0, 0], [0, 1, 0]], 0, 0),
-    (categorical("1", "2"), [1, 2], [[1, 0, 0], [0, 1, 0]], 0, 0),
-    (categorical(True, False), [True, False, None], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], 1, 0),
-    (categorical(True, False), ["true", "false", "maybe"], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], 0, 1),
-])
-def test_encoding_by_hand(feature: NumericFeature | CategoricalFeature, values: list[object],
-                          expected: list[list[float]], missing: int, outside: int) -> None:
+@pytest.mark.parametrize(
+    ("feature", "values", "expected", "missing", "outside"),
+    [
+        (numeric(), [0.0, 2.5, 5.0, 10.0], [[-R3, 0], [-R3 / 2, 0], [0, 0], [R3, 0]], 0, 0),
+        (numeric(), [-1.0, 11.0, None, NAN, math.inf], [[-R3, 0], [R3, 0], [0, 1], [0, 1], [0, 1]], 3, 2),
+        (numeric(outside="missing"), [-1.0, 10.5, 5.0], [[0, 1], [0, 1], [0, 0]], 0, 2),
+        (numeric(missing="refuse"), [5.0, 10.0], [[0], [R3]], 0, 0),
+        (
+            numeric(min=1, max=100, transform="log"),
+            [1.0, 10.0, 100.0, 0.0, None],
+            [[-R3, 0], [0, 0], [R3, 0], [-R3, 0], [0, 1]],
+            1,
+            1,
+        ),
+        (numeric(min=1, max=100, transform="log", outside="missing"), [-5.0, 10.0], [[0, 1], [0, 0]], 0, 1),
+        (numeric(), ["5", " 10 ", "", "NA", "?", "null"], [[0, 0], [R3, 0], [0, 1], [0, 1], [0, 1], [0, 1]], 4, 0),
+        (numeric(max=1), [True, False, None], [[R3, 0], [-R3, 0], [0, 1]], 1, 0),
+        (
+            categorical("F", "M"),
+            ["F", "M", "X", None, " F ", "", "nan"],
+            [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1], [1, 0, 0], [0, 0, 1], [0, 0, 1]],
+            3,
+            1,
+        ),
+        (categorical("F", missing="refuse"), ["F", "X"], [[1], [0]], 0, 1),
+        (categorical(1, 2), [1.0, 2.0, 2.5, NAN, None], [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]], 2, 1),
+        (categorical(1, 2), [1, 2, 3], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], 0, 1),
+        (categorical(1.0, 0.5), [1, 0], [[1, 0, 0], [0, 0, 1]], 0, 1),
+        (categorical(1.0, 0.5), [1.0, 0.5], [[1, 0, 0], [0, 1, 0]], 0, 0),
+        (categorical("1", "2"), [1, 2], [[1, 0, 0], [0, 1, 0]], 0, 0),
+        (categorical(True, False), [True, False, None], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], 1, 0),
+        (categorical(True, False), ["true", "false", "maybe"], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], 0, 1),
+    ],
+)
+def test_encoding_by_hand(
+    feature: NumericFeature | CategoricalFeature,
+    values: list[object],
+    expected: list[list[float]],
+    missing: int,
+    outside: int,
+) -> None:
     encoded = encode("c", pl.Series("c", values), feature)
     np.testing.assert_allclose(encoded.columns, expected, atol=1e-6)
     assert encoded.columns.dtype == np.float32 and encoded.columns.shape[1] == feature.width
     assert (encoded.missing, encoded.outside) == (missing, outside)
 
 
-@pytest.mark.parametrize(("feature", "values", "what"), [
-    (numeric(outside="refuse"), [1.0, 11.0], "outside"), (numeric(missing="refuse"), [1.0, None], "missing"),
-    (categorical("F", outside="refuse"), ["F", "X"], "outside"), (categorical("F", missing="refuse"), [None, "F"], "missing")])
+@pytest.mark.parametrize(
+    ("feature", "values", "what"),
+    [
+        (numeric(outside="refuse"), [1.0, 11.0], "outside"),
+        (numeric(missing="refuse"), [1.0, None], "missing"),
+        (categorical("F", outside="refuse"), ["F", "X"], "outside"),
+        (categorical("F", missing="refuse"), [None, "F"], "missing"),
+    ],
+)
 def test_what_the_study_refuses(feature: NumericFeature | CategoricalFeature, values: list[object], what: str) -> None:
     with pytest.raises(DataError, match=f"column 'c' has 1 rows that are {what}"):
         encode("c", pl.Series("c", values), feature)
@@ -117,8 +153,11 @@ anything = st.one_of(st.none(), st.floats(), st.sampled_from([0.0, 0.1, 10.0, -1
 
 @given(st.lists(anything, min_size=1, max_size=8), st.data())
 def test_a_row_is_encoded_alone(values: list[float | None], data: st.DataObject) -> None:
-    feature = data.draw(st.sampled_from([numeric(), numeric(min=0.1, transform="log"), numeric(outside="missing"),
-                                         categorical(0, 0.1, 10)]))
+    feature = data.draw(
+        st.sampled_from(
+            [numeric(), numeric(min=0.1, transform="log"), numeric(outside="missing"), categorical(0, 0.1, 10)]
+        )
+    )
     whole = encode("c", pl.Series("c", values, dtype=pl.Float64), feature).columns
     for row, value in enumerate(values):
         alone = encode("c", pl.Series("c", [value], dtype=pl.Float64), feature).columns
@@ -141,8 +180,10 @@ def test_a_table_by_hand(tmp_path: Path) -> None:
     expected = [[-R3, 0, 1, 0, 0], [-R3 / 2, 0, 0, 1, 0], [R3, 0, 0, 0, 1], [0, 1, 0, 0, 1]]
     np.testing.assert_allclose(records.train.x, expected, atol=1e-6)
     assert records.train.y.tolist() == [0, 1, 0, 1] and records.train.units == 4 and records.held_out.units == 0
-    assert records.notes == ("column 'age': 1 rows missing, 0 outside the public schema",
-                             "column 'sex': 1 rows missing, 1 outside the public schema")
+    assert records.notes == (
+        "column 'age': 1 rows missing, 0 outside the public schema",
+        "column 'sex': 1 rows missing, 1 outside the public schema",
+    )
 
 
 def test_regression_targets_are_values(tmp_path: Path) -> None:
@@ -152,10 +193,14 @@ def test_regression_targets_are_values(tmp_path: Path) -> None:
     assert records.train.y.dtype.is_floating_point and records.train.y.tolist() == [1.5, -2.0, 0.0, 1e6]
 
 
-ROWS = st.fixed_dictionaries({
-    "age": st.one_of(st.none(), st.floats(-10, 200), st.just(math.nan)),
-    "sex": st.sampled_from(["F", "M", "X", None, "NA"]), "label": st.sampled_from(["no", "yes"]),
-    "person": st.sampled_from(["a", "b", "c"])})
+ROWS = st.fixed_dictionaries(
+    {
+        "age": st.one_of(st.none(), st.floats(-10, 200), st.just(math.nan)),
+        "sex": st.sampled_from(["F", "M", "X", None, "NA"]),
+        "label": st.sampled_from(["no", "yes"]),
+        "person": st.sampled_from(["a", "b", "c"]),
+    }
+)
 
 
 @given(rows=st.lists(ROWS, min_size=1, max_size=12))
@@ -172,12 +217,28 @@ def test_csv_and_parquet_are_equal(rows: list[dict[str, object]], tmp_path_facto
 
 CSV = "age,sex,label\n1,F,no\n2,M,yes\n"
 BROKEN: dict[str, tuple[str, bytes, str]] = {
-    "missing column": ("t.csv", CSV.replace("age", "agee").encode(), "column 'age' is missing (1 of 3 columns are); did you mean 'agee'?"),
+    "missing column": (
+        "t.csv",
+        CSV.replace("age", "agee").encode(),
+        "column 'age' is missing (1 of 3 columns are); did you mean 'agee'?",
+    ),
     "text in a number": ("t.csv", CSV.replace("2,", "two,").encode(), "column 'age', row 2: 'two' is no number"),
     "comma for a point": ("t.csv", b'age,sex,label\n1,F,no\n"2,5",M,yes\n', "column 'age', row 2: '2,5' is no number"),
-    "no label": ("t.csv", CSV.replace("yes", "").encode(), "target column 'label', row 2: the value is missing or NaN (1 rows in all)"),
-    "NaN label": ("t.csv", CSV.replace("yes", "NaN").encode(), "target column 'label', row 2: the value is missing or NaN"),
-    "unknown class": ("t.csv", CSV.replace("yes", "maybe").encode(), "row 2: 'maybe' is none of the study's classes no, yes"),
+    "no label": (
+        "t.csv",
+        CSV.replace("yes", "").encode(),
+        "target column 'label', row 2: the value is missing or NaN (1 rows in all)",
+    ),
+    "NaN label": (
+        "t.csv",
+        CSV.replace("yes", "NaN").encode(),
+        "target column 'label', row 2: the value is missing or NaN",
+    ),
+    "unknown class": (
+        "t.csv",
+        CSV.replace("yes", "maybe").encode(),
+        "row 2: 'maybe' is none of the study's classes no, yes",
+    ),
     "empty file": ("t.csv", b"", "t.csv cannot be read"),
     "header only": ("t.csv", b"age,sex,label\n", "t.csv has no rows"),
     "no CSV": ("t.csv", b"age,sex\n1,2,3\n\xff\xfe,\n", "t.csv cannot be read"),
@@ -200,12 +261,18 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
             tabular.load(path, study(), {})
 
 
-@pytest.mark.parametrize(("column", "agreed", "sentence"), [
-    (pl.Series("age", [["a"], ["b"]]), {}, "column 'age' has type List"),
-    (pl.Series("person", ["a", None]), {"data__unit": "person"}, "column 'person' has 1 rows without a unit"),
-    (pl.Series("label", [0.5, NAN]), {"study__task": "regression"}, "target column 'label', row 2"),
-    (pl.Series("label", ["1", "x"]), {"study__task": "regression"}, "column 'label', row 2: 'x' is no number")])
-def test_wrong_columns_of_a_parquet_file(column: pl.Series, agreed: dict[str, object], sentence: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("column", "agreed", "sentence"),
+    [
+        (pl.Series("age", [["a"], ["b"]]), {}, "column 'age' has type List"),
+        (pl.Series("person", ["a", None]), {"data__unit": "person"}, "column 'person' has 1 rows without a unit"),
+        (pl.Series("label", [0.5, NAN]), {"study__task": "regression"}, "target column 'label', row 2"),
+        (pl.Series("label", ["1", "x"]), {"study__task": "regression"}, "column 'label', row 2: 'x' is no number"),
+    ],
+)
+def test_wrong_columns_of_a_parquet_file(
+    column: pl.Series, agreed: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
     text = STUDY.replace('classes = ["no", "yes"]\n', "") if "study__task" in agreed else STUDY
     with pytest.raises(DataError) as error:
         load(tmp_path, FRAME[:2].with_columns(column), study(text, **agreed), name="t.parquet")
@@ -267,8 +334,12 @@ def test_units_are_whole_and_numbered_without_gaps(rows: list[dict[str, object]]
 SPECS = ["iid()", "dirichlet(alpha=1.0, least=1)", "quantity(alpha=1.0, least=2)", 'natural(column="site")']
 
 
-@given(spec=st.sampled_from(SPECS), sites=st.lists(st.integers(0, 3), min_size=16, max_size=60), silos=st.integers(1, 4),
-       seed=st.integers(0, 2**32 - 1))
+@given(
+    spec=st.sampled_from(SPECS),
+    sites=st.lists(st.integers(0, 3), min_size=16, max_size=60),
+    silos=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
 def test_every_unit_has_one_silo_and_the_seed_says_which(spec: str, sites: list[int], silos: int, seed: int) -> None:
     if "natural" in spec:
         silos = len(set(sites))
@@ -303,19 +374,30 @@ def test_dirichlet_skews_labels_and_keeps_the_least() -> None:
     assert max(shares[0.3]) - min(shares[0.3]) > 0.2 > max(shares[1000.0]) - min(shares[1000.0])
 
 
-@pytest.mark.parametrize(("spec", "count", "silos", "sentence"), [
-    ("dirichlet(alpha=0.01)", 200, 5, "gave no split with 20 units in each of 5 silos; raise alpha or lower simulation.silos"),
-    ("quantity(least=30)", 100, 4, "the data set has 100 units and each silo needs 30; lower it"),
-    ('natural(column="ward")', 9, 3, "the data set has no such column; it has site"),
-    ('natural(column="site")', 9, 4, "column 'site' has 3 values; write silos = 3")])
+@pytest.mark.parametrize(
+    ("spec", "count", "silos", "sentence"),
+    [
+        (
+            "dirichlet(alpha=0.01)",
+            200,
+            5,
+            "gave no split with 20 units in each of 5 silos; raise alpha or lower simulation.silos",
+        ),
+        ("quantity(least=30)", 100, 4, "the data set has 100 units and each silo needs 30; lower it"),
+        ('natural(column="ward")', 9, 3, "the data set has no such column; it has site"),
+        ('natural(column="site")', 9, 4, "column 'site' has 3 values; write silos = 3"),
+    ],
+)
 def test_a_partition_that_cannot_be_made(spec: str, count: int, silos: int, sentence: str) -> None:
     with pytest.raises(SettingError) as error:
         PARTITIONS.resolve(spec).assign(labels(count), silos, np.random.default_rng(0))
     assert sentence in str(error.value)
 
 
-@pytest.mark.parametrize("spec", ["dirichlet(alpha=0)", "dirichlet(least=0)", "quantity(alpha=-1)", "quantity(least=0)",
-                                  "natural()", "shards(n=2)"])
+@pytest.mark.parametrize(
+    "spec",
+    ["dirichlet(alpha=0)", "dirichlet(least=0)", "quantity(alpha=-1)", "quantity(least=0)", "natural()", "shards(n=2)"],
+)
 def test_settings_of_a_partition(spec: str) -> None:
     with pytest.raises(SettingError):
         PARTITIONS.resolve(spec)
@@ -325,8 +407,15 @@ def test_settings_of_a_partition(spec: str) -> None:
 def test_silo_folders_hold_every_row_once_and_no_unit_twice(spec: str, tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     persons = random.integers(0, 60, 300)
-    frame = pl.DataFrame({"age": random.uniform(0, 100, 300), "sex": random.choice(["F", "M"], 300),
-                          "label": random.choice(["no", "yes"], 300), "person": persons, "ward": persons % 3})
+    frame = pl.DataFrame(
+        {
+            "age": random.uniform(0, 100, 300),
+            "sex": random.choice(["F", "M"], 300),
+            "label": random.choice(["no", "yes"], 300),
+            "person": persons,
+            "ward": persons % 3,
+        }
+    )
     frame.write_csv(tmp_path / "all.csv")
     agreed = study(data__unit="person", simulation__dataset="all.csv", simulation__silos=3, simulation__partition=spec)
     frame = read_dataset(agreed, tmp_path)
@@ -343,7 +432,9 @@ def test_a_record_is_held_out_or_not_whatever_the_partition(tmp_path: Path) -> N
     FRAME.write_csv(tmp_path / "all.csv")
     held_out = {}
     for silos in (1, 2):
-        agreed = study(simulation__dataset="all.csv", simulation__silos=silos, simulation__partition="iid", data__test_share=0.5)
+        agreed = study(
+            simulation__dataset="all.csv", simulation__silos=silos, simulation__partition="iid", data__test_share=0.5
+        )
         folders = make_silos(agreed, read_dataset(agreed, tmp_path), tmp_path / "silos")
         records = [tabular.load(folder / "data" / "records.parquet", agreed, {}) for folder in folders]
         held_out[silos] = sorted(map(tuple, pooled([entry.held_out for entry in records]).x.tolist()))
@@ -356,7 +447,9 @@ def test_a_record_is_held_out_or_not_whatever_the_partition(tmp_path: Path) -> N
 def test_what_is_missing_is_read_off_the_data_and_said(tmp_path: Path) -> None:
     FRAME.write_csv(tmp_path / "all.csv")
     text = STUDY.replace('classes = ["no", "yes"]\n', "")
-    agreed = study(text, simulation__dataset="all.csv", simulation__silos=2, training__sampling_rate=0.5, data__unit="person")
+    agreed = study(
+        text, simulation__dataset="all.csv", simulation__silos=2, training__sampling_rate=0.5, data__unit="person"
+    )
     whole, notes = complete(agreed, read_dataset(agreed, tmp_path))
     assert whole.file.data.classes == ("no", "yes")
     assert whole.file.training.expected_batch_size == pytest.approx(0.5 * 2 * 0.75 / 2, rel=0.01)

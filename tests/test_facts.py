@@ -58,16 +58,41 @@ def study(*changes: tuple[str, str]) -> Study:
     return Study.parse(text, Registries(models=Registry(kind="model", classes=(Linear,))))
 
 
-def facts(of: Study, *, status: str = "complete", lines: int = 4, rounds: dict[str, int] | None = None,
-          refusals: tuple[str, ...] = ()) -> dict[str, Any]:
+def facts(
+    of: Study,
+    *,
+    status: str = "complete",
+    lines: int = 4,
+    rounds: dict[str, int] | None = None,
+    refusals: tuple[str, ...] = (),
+) -> dict[str, Any]:
     asked = {"b": 2, "a": 4} if rounds is None else rounds
-    manifest = Manifest(run="r", study=of.digest, code="1", layout="l",
-                        roster=tuple(Member(silo=silo, weight=1.0) for silo in sorted(asked)))
-    silos = {silo: {"rounds": count, "refusal": "budget" if silo == "b" else None, "statement": STATEMENT if silo == "a" else None}
-             for silo, count in asked.items()}
-    return report_facts(study=of, manifest=manifest, status=status, started=datetime(2026, 1, 1, tzinfo=UTC),
-                        finished=datetime(2026, 1, 1, 0, 1, tzinfo=UTC), silos=silos, refusals=refusals, parameters=3,
-                        lines=[{"round": n, "metrics": {"accuracy": n / 10}, "loss": 1 / n} for n in range(1, lines + 1)])
+    manifest = Manifest(
+        run="r",
+        study=of.digest,
+        code="1",
+        layout="l",
+        roster=tuple(Member(silo=silo, weight=1.0) for silo in sorted(asked)),
+    )
+    silos = {
+        silo: {
+            "rounds": count,
+            "refusal": "budget" if silo == "b" else None,
+            "statement": STATEMENT if silo == "a" else None,
+        }
+        for silo, count in asked.items()
+    }
+    return report_facts(
+        study=of,
+        manifest=manifest,
+        status=status,
+        started=datetime(2026, 1, 1, tzinfo=UTC),
+        finished=datetime(2026, 1, 1, 0, 1, tzinfo=UTC),
+        silos=silos,
+        refusals=refusals,
+        parameters=3,
+        lines=[{"round": n, "metrics": {"accuracy": n / 10}, "loss": 1 / n} for n in range(1, lines + 1)],
+    )
 
 
 def release(rounds: int) -> list[Gaussian]:
@@ -83,19 +108,27 @@ def test_each_silos_epsilon_is_the_accountants_for_the_rounds_it_was_asked_for()
         assert silo["epsilon_rdp"] == epsilon(release(rounds), 1e-5, accountant="rdp") > expected
         assert silo["epsilon_without_amplification"] == epsilon(release(rounds), 1e-5, amplification=False) > expected
         assert silo["odds"] == odds(expected)
-        assert silo["events"] == [{"kind": "gaussian", "noise_multiplier": 2.0, "sampling_rate": 0.05, "steps": 3 * rounds}]
+        assert silo["events"] == [
+            {"kind": "gaussian", "noise_multiplier": 2.0, "sampling_rate": 0.05, "steps": 3 * rounds}
+        ]
         assert (silo["delta"], silo["unit"], silo["rounds"]) == (1e-5, "record", rounds)
     assert found["privacy"]["epsilon_if_completed"] == epsilon(release(4), 1e-5)
 
 
 def test_the_studys_accountant_gives_the_number() -> None:
     found = facts(study(("[privacy]", '[privacy]\naccountant = "rdp"')))
-    assert found["silos"][0]["epsilon"] == found["silos"][0]["epsilon_rdp"] == epsilon(release(4), 1e-5, accountant="rdp")
+    assert (
+        found["silos"][0]["epsilon"] == found["silos"][0]["epsilon_rdp"] == epsilon(release(4), 1e-5, accountant="rdp")
+    )
 
 
 def test_a_run_that_was_interrupted_before_its_first_round_has_no_metrics() -> None:
     found = facts(study(), status="interrupted", lines=0, rounds={"a": 0})
-    assert (found["run"]["status"], found["run"]["rounds_done"], found["run"]["rounds_planned"]) == ("interrupted", 0, 4)
+    assert (found["run"]["status"], found["run"]["rounds_done"], found["run"]["rounds_planned"]) == (
+        "interrupted",
+        0,
+        4,
+    )
     assert (found["metrics"], found["loss"], found["rounds"], found["baselines"]) == ({}, None, [], None)
     assert (found["silos"][0]["epsilon"], found["silos"][0]["events"], found["silos"][0]["odds"]) == (0.0, [], 0.5)
     assert found["privacy"]["epsilon_if_completed"] > 0
@@ -106,7 +139,10 @@ def test_a_run_names_what_it_cites() -> None:
     found = facts(of, refusals=("policy", "data"))
     assert found["format"] == FORMAT
     assert found["run"]["study_digest"] == of.digest
-    assert (found["run"]["started"], found["run"]["finished"]) == ("2026-01-01T00:00:00+00:00", "2026-01-01T00:01:00+00:00")
+    assert (found["run"]["started"], found["run"]["finished"]) == (
+        "2026-01-01T00:00:00+00:00",
+        "2026-01-01T00:01:00+00:00",
+    )
     assert (found["metrics"], found["loss"], found["run"]["rounds_done"]) == ({"accuracy": 0.4}, 0.25, 4)
     assert found["never_joined"] == ["policy", "data"]
     assert [silo["refusal"] for silo in found["silos"]] == [None, "budget"]
@@ -135,8 +171,10 @@ def test_every_field_of_every_reply_is_listed_with_its_marks() -> None:
 
 
 def test_what_is_not_protected_depends_on_the_study() -> None:
-    plain, declared = (facts(study(("[model]", f'[strategy]\nweights = "{weights}"\n[model]')))["unprotected"]
-                       for weights in ("uniform", "declared"))
+    plain, declared = (
+        facts(study(("[model]", f'[strategy]\nweights = "{weights}"\n[model]')))["unprotected"]
+        for weights in ("uniform", "declared")
+    )
     assert set(declared) - set(plain) == {"the weight that each silo declares"}
     by_record = facts(study())["not_covered"]
     by_person = facts(study(('target = "ill"', 'target = "ill"\nunit = "person"')))
@@ -148,8 +186,19 @@ def test_what_is_not_protected_depends_on_the_study() -> None:
 # --- odds ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "expected"), [
-    (0.0, 0.5), (math.log(3), 0.75), (math.log(9), 0.9), (1.0, 0.7311), (20.0, 1.0), (800.0, 1.0), (1e308, 1.0), (math.inf, 1.0)])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.0, 0.5),
+        (math.log(3), 0.75),
+        (math.log(9), 0.9),
+        (1.0, 0.7311),
+        (20.0, 1.0),
+        (800.0, 1.0),
+        (1e308, 1.0),
+        (math.inf, 1.0),
+    ],
+)
 def test_odds_by_hand(value: float, expected: float) -> None:
     """e^eps / (1 + e^eps); e / (1 + e) = 0.73105..., rounded up."""
     assert odds(value) == pytest.approx(expected, abs=1e-4)

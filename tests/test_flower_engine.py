@@ -32,8 +32,13 @@ SILOS = 3
 
 
 def test_a_study_under_flowers_own_engine_ends_on_the_inline_engines_model(tmp_path: Path) -> None:
-    values = {"study.rounds": 2, "training.steps": 3, "simulation.silos": SILOS, "simulation.partition": "iid",
-              "privacy.mechanism": "none"}
+    values = {
+        "study.rounds": 2,
+        "training.steps": 3,
+        "simulation.silos": SILOS,
+        "simulation.partition": "iid",
+        "privacy.mechanism": "none",
+    }
     written, base = read_study("breast-cancer", {})
     text = tomlkit.parse(written.text)
     del text["privacy"]["epsilon"]
@@ -57,7 +62,8 @@ def test_a_study_under_flowers_own_engine_ends_on_the_inline_engines_model(tmp_p
     ours = safetensors.numpy.load((inline.folder / "model.safetensors").read_bytes())
     theirs = safetensors.numpy.load((folder / "model.safetensors").read_bytes())
     assert {name: array.tobytes() for name, array in ours.items()} == {
-        name: array.tobytes() for name, array in theirs.items()}
+        name: array.tobytes() for name, array in theirs.items()
+    }
     for flower_silo, inline_silo in zip(silos, inline.silos, strict=True):
         assert _kinds(flower_silo) == _kinds(inline_silo) == ["reserve", "release", "commit"] * 2
         assert _egress_fields(flower_silo) == _egress_fields(inline_silo)
@@ -84,10 +90,26 @@ def _flwr_run(work: Path, run_config: dict[str, str], silos: Path) -> None:
         shutil.copy(ROOT / name, app / name)
     (work / "config.toml").write_text(tomlkit.dumps(run_config), encoding="utf-8")
     with _superlink(work, silos) as environment:
-        command = [BIN / "flwr", "run", app, "lab", "--run-config", work / "config.toml", "--federation-config",
-                   f"num-supernodes={SILOS} client-resources-num-cpus=1 init-args-num-cpus=2", "--stream"]
-        done = subprocess.run([str(part) for part in command], env=environment, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, timeout=240, check=False)
+        command = [
+            BIN / "flwr",
+            "run",
+            app,
+            "lab",
+            "--run-config",
+            work / "config.toml",
+            "--federation-config",
+            f"num-supernodes={SILOS} client-resources-num-cpus=1 init-args-num-cpus=2",
+            "--stream",
+        ]
+        done = subprocess.run(
+            [str(part) for part in command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
     log = (work / "superlink.log").read_text(errors="replace")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + log[-3000:]
     assert Path(run_config["out"]).is_dir(), done.stdout[-5000:] + log[-5000:]
@@ -101,15 +123,38 @@ def _superlink(work: Path, silos: Path) -> Iterator[dict[str, str]]:
     home = work / "flwr-home"
     home.mkdir()
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
-    environment = {**os.environ, "FLWR_HOME": str(home), "FEDSILO_SILOS": str(silos), "FLWR_TELEMETRY_ENABLED": "0",
-                   "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "RAY_USAGE_STATS_ENABLED": "0",
-                   "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    command = [BIN / "flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port),
-               "--disable-runtime-dependency-installation"]
+        f'[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FEDSILO_SILOS": str(silos),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        BIN / "flower-superlink",
+        "--insecure",
+        "--simulation",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--disable-runtime-dependency-installation",
+    ]
     with (work / "superlink.log").open("w") as log:
-        process = subprocess.Popen([str(part) for part in command], env=environment, cwd=work, stdout=log, stderr=log,
-                                   stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            env=environment,
+            cwd=work,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
             _wait_for(port, process)
             yield environment

@@ -28,9 +28,11 @@ from strategies.errors import SettingError
 SMALL = {"mlp": "mlp(hidden=[7, 3])"}
 SPECS = [SMALL.get(name, name) for name in MODELS.names()]
 WIDTH = 6
-SHAPES = {"two classes": Shape(inputs=(WIDTH,), outputs=1, task="classification"),
-          "three classes": Shape(inputs=(WIDTH,), outputs=3, task="classification"),
-          "regression": Shape(inputs=(WIDTH,), outputs=1, task="regression")}
+SHAPES = {
+    "two classes": Shape(inputs=(WIDTH,), outputs=1, task="classification"),
+    "three classes": Shape(inputs=(WIDTH,), outputs=3, task="classification"),
+    "regression": Shape(inputs=(WIDTH,), outputs=1, task="regression"),
+}
 LOOSE = 1 + 1e-5  # what rounding may add to a sensitivity
 
 
@@ -48,8 +50,9 @@ def rows_of(shape: Shape, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, torch.from_numpy(random.integers(0, max(shape.outputs, 2), count))
 
 
-def one_by_one(spec: str, shape: Shape, batch: tuple[torch.Tensor, torch.Tensor], units: np.ndarray,
-               clip_norm: float) -> np.ndarray:
+def one_by_one(
+    spec: str, shape: Shape, batch: tuple[torch.Tensor, torch.Tensor], units: np.ndarray, clip_norm: float
+) -> np.ndarray:
     """The oracle."""
     module, loss = model_of(spec, shape).double(), row_loss(shape)
     parameters = dict(module.named_parameters())
@@ -71,8 +74,9 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max(initial=0))
 
 
-def largest_change(module: nn.Module, shape: Shape, batch: tuple[torch.Tensor, torch.Tensor], units: np.ndarray,
-                   clip_norm: float) -> float:
+def largest_change(
+    module: nn.Module, shape: Shape, batch: tuple[torch.Tensor, torch.Tensor], units: np.ndarray, clip_norm: float
+) -> float:
     """Return by how much the sum moves at most when one unit is taken away.
 
     The sum depends on lanes that rows draw for themselves; so the two sums are compared with the same draw.
@@ -90,8 +94,11 @@ def largest_change(module: nn.Module, shape: Shape, batch: tuple[torch.Tensor, t
 
 
 @pytest.mark.parametrize("clip_norm", [0.05, 1.0, 1e6], ids=["all clipped", "some clipped", "none clipped"])
-@pytest.mark.parametrize("units", [np.arange(20) * 3 - 7, np.arange(20) % 5, np.repeat([4, 2], [19, 1])],
-                         ids=["one row a unit", "four rows a unit", "19 rows and 1"])
+@pytest.mark.parametrize(
+    "units",
+    [np.arange(20) * 3 - 7, np.arange(20) % 5, np.repeat([4, 2], [19, 1])],
+    ids=["one row a unit", "four rows a unit", "19 rows and 1"],
+)
 @pytest.mark.parametrize("task", SHAPES)
 @pytest.mark.parametrize("spec", SPECS)
 def test_equals_the_loop_over_units(spec: str, task: str, units: np.ndarray, clip_norm: float) -> None:
@@ -105,8 +112,10 @@ def test_equals_the_loop_over_units(spec: str, task: str, units: np.ndarray, cli
 def test_without_clipping_it_is_the_mean_gradient(spec: str) -> None:
     shape, batch = SHAPES["three classes"], rows_of(SHAPES["three classes"], 12)
     units, loss = np.arange(12) % 5, row_loss(shape)
-    assert_close(clipped_sum(model_of(spec, shape), loss, batch, units, 1e9),
-                 mean_gradient(model_of(spec, shape), loss, batch, units))
+    assert_close(
+        clipped_sum(model_of(spec, shape), loss, batch, units, 1e9),
+        mean_gradient(model_of(spec, shape), loss, batch, units),
+    )
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -115,7 +124,9 @@ def test_a_unit_with_50_records_moves_the_sum_by_clip_norm_and_no_more(spec: str
     x, y = rows_of(shape, 55)
     y[5:] += 1000  # all 50 pull the same way, far beyond the clip norm
     units = np.concatenate([np.arange(5), np.full(50, 99)])
-    assert 0.99 * clip_norm < largest_change(model_of(spec, shape), shape, (x, y), units, clip_norm) <= clip_norm * LOOSE
+    assert (
+        0.99 * clip_norm < largest_change(model_of(spec, shape), shape, (x, y), units, clip_norm) <= clip_norm * LOOSE
+    )
 
 
 ODD = st.sampled_from([0.0, 1.0, -1.0, 0.5, 1e-30, -1e-45, 1e30, -1e30, 3.4e38, -3.4e38, float("nan"), float("inf")])
@@ -139,9 +150,12 @@ def test_sensitivity_with_adversarial_rows(spec: str, data: st.DataObject) -> No
     assert largest_change(model_of(spec, shape), shape, (x, y), units, 0.7) <= 0.7 * LOOSE
 
 
-@pytest.mark.parametrize(("spec", "width", "outputs"), [("logistic", 60, 1), ("logistic", 31, 3), ("mlp(hidden=[7])", 31, 1)])
-def test_sensitivity_with_weights_that_blow_up_rounding(spec: str, width: int, outputs: int,
-                                                        scaled: Callable[..., int]) -> None:
+@pytest.mark.parametrize(
+    ("spec", "width", "outputs"), [("logistic", 60, 1), ("logistic", 31, 3), ("mlp(hidden=[7])", 31, 1)]
+)
+def test_sensitivity_with_weights_that_blow_up_rounding(
+    spec: str, width: int, outputs: int, scaled: Callable[..., int]
+) -> None:
     """Found: a server that sends weights orthogonal to the rows, times 1e9, made one unit's absence move the sum by
     2.2 clip norms, because the last rows of a matrix product are rounded in another way."""
     shape, random = Shape(inputs=(width,), outputs=outputs, task="classification"), np.random.default_rng(0)
@@ -225,8 +239,11 @@ def test_a_model_is_not_kept_alive() -> None:
     assert gone() is None
 
 
-@pytest.mark.parametrize("mixing", [nn.BatchNorm1d(WIDTH), nn.SyncBatchNorm(WIDTH), nn.LazyBatchNorm1d()],
-                         ids=lambda module: type(module).__name__)
+@pytest.mark.parametrize(
+    "mixing",
+    [nn.BatchNorm1d(WIDTH), nn.SyncBatchNorm(WIDTH), nn.LazyBatchNorm1d()],
+    ids=lambda module: type(module).__name__,
+)
 def test_batch_norm_is_refused(mixing: nn.Module) -> None:
     class Mixing(Model):
         def build(self, shape: Shape) -> nn.Module:

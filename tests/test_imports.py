@@ -16,8 +16,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = ("strategies", "client", "server", "simulations")
 FILES = [path for package in ORDER for path in sorted((ROOT / package).rglob("*.py"))]
-FLOWER_FILES = {"strategies/wire.py", "client/app.py", "client/node.py", "server/app.py", "server/rounds.py",
-                "server/cohort.py", "server/superlink.py"}
+FLOWER_FILES = {
+    "strategies/wire.py",
+    "client/app.py",
+    "client/node.py",
+    "server/app.py",
+    "server/rounds.py",
+    "server/cohort.py",
+    "server/superlink.py",
+}
 FORBIDDEN = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
 
 

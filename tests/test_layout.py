@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from strategies.errors import ProtocolError
 from strategies.layout import Layout
 
-shapes = st.dictionaries(st.text("abc.", min_size=1, max_size=4), st.lists(st.integers(0, 4), max_size=3).map(tuple), max_size=5)
+shapes = st.dictionaries(
+    st.text("abc.", min_size=1, max_size=4), st.lists(st.integers(0, 4), max_size=3).map(tuple), max_size=5
+)
 
 
 @given(shapes, st.randoms())
@@ -26,7 +28,9 @@ def test_join_and_split_are_inverse_in_the_order_of_names(shapes: dict[str, tupl
     parts = {name: values.normal(size=shapes[name]).astype(np.float32) for name in names}
     flat = layout.join(parts)
     assert flat.dtype == np.float32
-    assert np.array_equal(flat, np.concatenate([np.zeros(0, np.float32), *(parts[name].ravel() for name in sorted(parts))]))
+    assert np.array_equal(
+        flat, np.concatenate([np.zeros(0, np.float32), *(parts[name].ravel() for name in sorted(parts))])
+    )
     back = layout.split(flat)
     assert list(back) == sorted(parts)
     assert all(back[name].shape == shapes[name] and np.array_equal(back[name], parts[name]) for name in parts)
@@ -56,10 +60,21 @@ def test_check_gives_float32(values) -> None:
     assert got.tolist() == list(values)
 
 
-@pytest.mark.parametrize("vector", [
-    np.zeros(1), np.zeros(3), np.zeros((2, 1)), np.zeros(()), np.zeros((1, 2)),
-    np.array([0, np.nan]), np.array([np.inf, 0]), np.array([0, -np.inf]), np.array([1e300, 0.0]),
-], ids=str)
+@pytest.mark.parametrize(
+    "vector",
+    [
+        np.zeros(1),
+        np.zeros(3),
+        np.zeros((2, 1)),
+        np.zeros(()),
+        np.zeros((1, 2)),
+        np.array([0, np.nan]),
+        np.array([np.inf, 0]),
+        np.array([0, -np.inf]),
+        np.array([1e300, 0.0]),
+    ],
+    ids=str,
+)
 def test_check_refuses_other_shapes_and_values_beyond_float32(vector) -> None:
     with pytest.raises(ProtocolError, match="the update"):
         Layout.of({"a": (2,)}).check(vector, "the update")

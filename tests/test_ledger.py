@@ -122,8 +122,11 @@ def test_an_unprotected_release_fits_into_no_finite_budget(ledger: Ledger) -> No
 
 
 events = st.one_of(
-    st.builds(Gaussian, noise_multiplier=st.floats(1e-6, 1e6), sampling_rate=st.floats(1e-9, 1), steps=st.integers(0, 10**9)),
-    st.builds(Exact, what=st.text()))
+    st.builds(
+        Gaussian, noise_multiplier=st.floats(1e-6, 1e6), sampling_rate=st.floats(1e-9, 1), steps=st.integers(0, 10**9)
+    ),
+    st.builds(Exact, what=st.text()),
+)
 
 
 @given(planned=st.lists(events, min_size=1, max_size=4))
@@ -136,10 +139,15 @@ def test_events_round_trip(planned: list[Gaussian | Exact], tmp_path_factory: py
     assert [from_json(to_json(event)) for event in planned] == planned
 
 
-@pytest.mark.parametrize("change", [
-    "UPDATE entries SET body = '{}'", "DELETE FROM entries",
-    "REPLACE INTO entries SELECT seq, time, kind, data_root, run, round, '{}' FROM entries",
-    "REPLACE INTO entries SELECT NULL, time, kind, data_root, run, round, '{}' FROM entries"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE entries SET body = '{}'",
+        "DELETE FROM entries",
+        "REPLACE INTO entries SELECT seq, time, kind, data_root, run, round, '{}' FROM entries",
+        "REPLACE INTO entries SELECT NULL, time, kind, data_root, run, round, '{}' FROM entries",
+    ],
+)
 def test_entries_are_never_rewritten(change: str, ledger: Ledger, path: Path) -> None:
     reserve(ledger, 1)
     connection = sqlite3.connect(path)
@@ -195,8 +203,10 @@ def _reserve_all(folder: Path, worker: int, attempts: int, barrier: Any, granted
 def test_concurrent_processes_are_granted_the_budget_and_no_more(tmp_path: Path, scaled: Callable[..., int]) -> None:
     spawn, processes, attempts = multiprocessing.get_context("spawn"), 8, scaled(30)
     barrier, granted = spawn.Barrier(processes), spawn.Queue()
-    workers = [spawn.Process(target=_reserve_all, args=(tmp_path, number, attempts, barrier, granted), daemon=True)
-               for number in range(processes)]
+    workers = [
+        spawn.Process(target=_reserve_all, args=(tmp_path, number, attempts, barrier, granted), daemon=True)
+        for number in range(processes)
+    ]
     for worker in workers:
         worker.start()
     results = [granted.get(timeout=120) for _ in range(processes * attempts)]

@@ -17,11 +17,13 @@ from strategies.manifest import Manifest, Member
 
 texts = st.text(max_size=6)
 rosters = st.dictionaries(texts, st.floats(1e-300, 1e300), max_size=4).map(
-    lambda weights: tuple(Member(silo=silo, weight=weights[silo]) for silo in sorted(weights)))
+    lambda weights: tuple(Member(silo=silo, weight=weights[silo]) for silo in sorted(weights))
+)
 manifests = st.builds(Manifest, run=texts, study=texts, code=texts, layout=texts, roster=rosters)
 TEXT = '{"code":"c","layout":"l","roster":[{"silo":"a","weight":1.0},{"silo":"b","weight":2.5}],"run":"r","study":"s"}'
-SAMPLE = Manifest(run="r", study="s", code="c", layout="l",
-                  roster=(Member(silo="a", weight=1.0), Member(silo="b", weight=2.5)))
+SAMPLE = Manifest(
+    run="r", study="s", code="c", layout="l", roster=(Member(silo="a", weight=1.0), Member(silo="b", weight=2.5))
+)
 
 
 @given(manifests)
@@ -45,16 +47,42 @@ def changed(**values: Any) -> str:
     return json.dumps(json.loads(TEXT) | values, sort_keys=True, separators=(",", ":"))
 
 
-@pytest.mark.parametrize("text", [
-    "", "{}", "[]", "3", "null", "[" * 100_000, TEXT[:-1], TEXT + " ", TEXT.replace(":", ": "), TEXT.replace("2.5", "2.50"),
-    TEXT.replace("1.0", "1"), TEXT.replace('"r"', '"\\u0072"'), TEXT.replace("1.0", "NaN"), TEXT.replace("2.5", "Infinity"),
-    TEXT.replace("1.0", "-1.0"), TEXT.replace("1.0", "0.0"), TEXT.replace("1.0", "1" + "0" * 400),
-    changed(run=5), changed(study=None), changed(layout=["l"]), changed(code={}), changed(extra=1), changed(roster=3),
-    changed(roster=[{"silo": "b", "weight": 1.0}, {"silo": "a", "weight": 1.0}]),
-    changed(roster=[{"silo": "a", "weight": 1.0}, {"silo": "a", "weight": 1.0}]),
-    changed(roster=[{"silo": "a"}]), changed(roster=[{"silo": 1, "weight": 1.0}]), changed(roster=["a"]),
-    changed(roster=[{"silo": "a", "weight": 1.0, "extra": 1}]), changed(roster=[{"silo": "a", "weight": "x"}]),
-], ids=lambda text: text[:90])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        "3",
+        "null",
+        "[" * 100_000,
+        TEXT[:-1],
+        TEXT + " ",
+        TEXT.replace(":", ": "),
+        TEXT.replace("2.5", "2.50"),
+        TEXT.replace("1.0", "1"),
+        TEXT.replace('"r"', '"\\u0072"'),
+        TEXT.replace("1.0", "NaN"),
+        TEXT.replace("2.5", "Infinity"),
+        TEXT.replace("1.0", "-1.0"),
+        TEXT.replace("1.0", "0.0"),
+        TEXT.replace("1.0", "1" + "0" * 400),
+        changed(run=5),
+        changed(study=None),
+        changed(layout=["l"]),
+        changed(code={}),
+        changed(extra=1),
+        changed(roster=3),
+        changed(roster=[{"silo": "b", "weight": 1.0}, {"silo": "a", "weight": 1.0}]),
+        changed(roster=[{"silo": "a", "weight": 1.0}, {"silo": "a", "weight": 1.0}]),
+        changed(roster=[{"silo": "a"}]),
+        changed(roster=[{"silo": 1, "weight": 1.0}]),
+        changed(roster=["a"]),
+        changed(roster=[{"silo": "a", "weight": 1.0, "extra": 1}]),
+        changed(roster=[{"silo": "a", "weight": "x"}]),
+    ],
+    ids=lambda text: text[:90],
+)
 def test_what_is_not_canonical_is_refused(text: str) -> None:
     with pytest.raises(ProtocolError):
         Manifest.from_json(text)

@@ -35,8 +35,11 @@ from strategies.study import Registries, Study
 
 SMALL = {"mlp": "mlp(hidden=[7, 3])"}
 SPECS = [SMALL.get(name, name) for name in MODELS.names()]
-SHAPES = [Shape.of(inputs=(5,), classes=2, task="classification"), Shape.of(inputs=(5,), classes=4, task="classification"),
-          Shape.of(inputs=(5,), classes=0, task="regression")]
+SHAPES = [
+    Shape.of(inputs=(5,), classes=2, task="classification"),
+    Shape.of(inputs=(5,), classes=4, task="classification"),
+    Shape.of(inputs=(5,), classes=0, task="regression"),
+]
 every_model = pytest.mark.parametrize("spec", SPECS)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=["two classes", "four classes", "regression"])
 
@@ -59,8 +62,10 @@ def test_the_models_of_this_version_are_found() -> None:
     assert {"logistic", "mlp"} <= set(MODELS.names())
 
 
-@pytest.mark.parametrize(("classes", "task", "outputs"), [
-    (2, "classification", 1), (3, "classification", 3), (2, "regression", 1), (5, "regression", 1)])
+@pytest.mark.parametrize(
+    ("classes", "task", "outputs"),
+    [(2, "classification", 1), (3, "classification", 3), (2, "regression", 1), (5, "regression", 1)],
+)
 def test_two_classes_are_one_logit(classes: int, task: str, outputs: int) -> None:
     assert Shape.of(inputs=(5,), classes=classes, task=task).outputs == outputs  # type: ignore[arg-type]
 
@@ -108,8 +113,17 @@ def test_a_tiny_problem_is_learnt(spec: str, shape: Shape) -> None:
     y = score if shape.task == "regression" else torch.bucketize(score, bounds)
     part = Part(x=x, y=y, unit_of_row=np.arange(120))
     module = built(spec, shape)
-    plan = Plan(private=False, sampling_rate=0.5, steps=200, expected_batch_size=60, max_records_per_unit=1, clip_norm=1,
-                noise_multiplier=0, optimizer=Adam(lr=0.05), seed=1)
+    plan = Plan(
+        private=False,
+        sampling_rate=0.5,
+        steps=200,
+        expected_batch_size=60,
+        max_records_per_unit=1,
+        clip_norm=1,
+        noise_multiplier=0,
+        optimizer=Adam(lr=0.05),
+        seed=1,
+    )
     train(module, part, shape, plan, FedAvg(), Aux())
     out = predict(module, x, shape)
     if shape.task == "regression":

@@ -60,7 +60,9 @@ def test_the_deviation_pays_for_the_grid(size: int) -> None:
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
 def test_the_output_is_on_the_grid_and_near_the_sum(values: list[float], clip_norm: float, multiplier: float) -> None:
     total = np.array(values)
-    steps = add_noise(total, clip_norm=clip_norm, noise_multiplier=multiplier, random=SecretRandom()) / (GRID * clip_norm)
+    steps = add_noise(total, clip_norm=clip_norm, noise_multiplier=multiplier, random=SecretRandom()) / (
+        GRID * clip_norm
+    )
     np.testing.assert_allclose(steps, np.rint(steps), rtol=1e-15, atol=0)
     away = steps * GRID * clip_norm - total
     assert np.abs(away).max() <= 40 * multiplier * clip_norm + GRID * clip_norm  # 40 deviations: never by chance
@@ -69,8 +71,11 @@ def test_the_output_is_on_the_grid_and_near_the_sum(values: list[float], clip_no
 def test_successive_draws_are_independent(scaled: Callable[..., int]) -> None:
     source, count = SecretRandom(), scaled(100_000)
     first, second = noise(count, 1.0, source), noise(count, 1.0, source)
-    pairs = {"same place": (first, second), "neighbours": (first[1:], first[:-1]),
-             "halves of one draw": (first[: count // 2], first[count // 2 : 2 * (count // 2)])}
+    pairs = {
+        "same place": (first, second),
+        "neighbours": (first[1:], first[:-1]),
+        "halves of one draw": (first[: count // 2], first[count // 2 : 2 * (count // 2)]),
+    }
     for name, (one, other) in pairs.items():
         assert stats.pearsonr(one, other).pvalue > FALSE_ALARM, name
         assert stats.pearsonr(one**2, other**2).pvalue > FALSE_ALARM, name

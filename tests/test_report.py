@@ -19,48 +19,118 @@ from strategies.report import template
 from strategies.report.charts import thin
 from strategies.report.page import render
 
-HOSTILE = "<script>alert(\"1\")</script>&'$x_1$"
+HOSTILE = '<script>alert("1")</script>&\'$x_1$'
 METRICS = {"accuracy": 0.9, "auroc": 0.95, "brier": 0.1}
 
 
 def statement(**changes: Any) -> dict[str, Any]:
     budget = {"epsilon": 8.0, "delta": 1e-6, "gate": "rdp", "order": 3.0, "spent": 6.7001}
-    return {"silo": "north", "run": "r", "unit": "patient", "neighbouring": "add-or-remove-one", "delta": 1e-5,
-            "accountant": "pld", "epsilon": 2.4321, "budget": budget, "durability": "process", **changes}
+    return {
+        "silo": "north",
+        "run": "r",
+        "unit": "patient",
+        "neighbouring": "add-or-remove-one",
+        "delta": 1e-5,
+        "accountant": "pld",
+        "epsilon": 2.4321,
+        "budget": budget,
+        "durability": "process",
+        **changes,
+    }
 
 
 def silo(name: str, epsilon: float, odds: float, /, **changes: Any) -> dict[str, Any]:
-    return {"name": name, "rounds": 3, "refusal": None, "unit": "patient", "delta": 1e-5, "epsilon": epsilon,
-            "epsilon_rdp": 2.7777, "epsilon_without_amplification": 11.5, "odds": odds, "events": [],
-            "statement": statement(epsilon=epsilon), **changes}
+    return {
+        "name": name,
+        "rounds": 3,
+        "refusal": None,
+        "unit": "patient",
+        "delta": 1e-5,
+        "epsilon": epsilon,
+        "epsilon_rdp": 2.7777,
+        "epsilon_without_amplification": 11.5,
+        "odds": odds,
+        "events": [],
+        "statement": statement(epsilon=epsilon),
+        **changes,
+    }
 
 
 def a_round(number: int) -> dict[str, Any]:
-    return {"round": number, "metrics": dict(METRICS), "loss": 0.3, "cohort": 2, "dropped": number % 2,
-            "aggregated": number != 1, "epsilon": {"north": number * 0.8107, "south": number * 0.5}, "seconds": {}}
+    return {
+        "round": number,
+        "metrics": dict(METRICS),
+        "loss": 0.3,
+        "cohort": 2,
+        "dropped": number % 2,
+        "aggregated": number != 1,
+        "epsilon": {"north": number * 0.8107, "south": number * 0.5},
+        "seconds": {},
+    }
 
 
 def facts(**changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {
-        "run": {"id": "a" * 32, "study": "heart", "study_digest": "b" * 64, "manifest_digest": "c" * 64,
-                "status": "complete", "code": "0.1.0", "rounds_planned": 3, "rounds_done": 3,
-                "started": "2026-01-02T03:04:05+00:00", "finished": "2026-01-02T04:05:06+00:00"},
-        "study": {"task": "classification", "kind": "tabular", "target": "dead", "features": 4, "model": "logistic()",
-                  "parameters": 5, "strategy": "fedavg()", "weights": "uniform", "optimizer": "sgd(lr=1.0)"},
-        "privacy": {"mechanism": "dp-sgd", "unit": "patient", "neighbouring": "add-or-remove-one", "delta": 1e-5,
-                    "target_epsilon": 2.5, "accountant": "pld", "noise_multiplier": 1.2345, "clip_norm": 0.75,
-                    "sampling_rate": 0.125, "steps_per_round": 7, "expected_batch_size": 16.0,
-                    "max_records_per_unit": 9, "epsilon_if_completed": 2.4999, "sampling": "Poisson from entropy",
-                    "noise": "Gaussian on a grid", "secure_aggregation": False},
+        "run": {
+            "id": "a" * 32,
+            "study": "heart",
+            "study_digest": "b" * 64,
+            "manifest_digest": "c" * 64,
+            "status": "complete",
+            "code": "0.1.0",
+            "rounds_planned": 3,
+            "rounds_done": 3,
+            "started": "2026-01-02T03:04:05+00:00",
+            "finished": "2026-01-02T04:05:06+00:00",
+        },
+        "study": {
+            "task": "classification",
+            "kind": "tabular",
+            "target": "dead",
+            "features": 4,
+            "model": "logistic()",
+            "parameters": 5,
+            "strategy": "fedavg()",
+            "weights": "uniform",
+            "optimizer": "sgd(lr=1.0)",
+        },
+        "privacy": {
+            "mechanism": "dp-sgd",
+            "unit": "patient",
+            "neighbouring": "add-or-remove-one",
+            "delta": 1e-5,
+            "target_epsilon": 2.5,
+            "accountant": "pld",
+            "noise_multiplier": 1.2345,
+            "clip_norm": 0.75,
+            "sampling_rate": 0.125,
+            "steps_per_round": 7,
+            "expected_batch_size": 16.0,
+            "max_records_per_unit": 9,
+            "epsilon_if_completed": 2.4999,
+            "sampling": "Poisson from entropy",
+            "noise": "Gaussian on a grid",
+            "secure_aggregation": False,
+        },
         "silos": [silo("north", 2.4321, 0.9194), silo("south", 1.5, 0.8176)],
         "never_joined": ["policy", "policy", "budget"],
-        "rounds": [a_round(number) for number in (1, 2, 3)], "metrics": dict(METRICS), "loss": 0.3,
+        "rounds": [a_round(number) for number in (1, 2, 3)],
+        "metrics": dict(METRICS),
+        "loss": 0.3,
         "releases": [{"field": "Update.update", "what": "model update", "seen": "clear", "privacy": "released"}],
-        "unprotected": ["that the silo took part"], "not_covered": ["The silo's own disk is trusted."],
+        "unprotected": ["that the silo took part"],
+        "not_covered": ["The silo's own disk is trusted."],
         "baselines": {"pooled": {"accuracy": 0.97}, "best_local": {"accuracy": 0.88}, "best_silo": "south"},
-        "simulation": {"dataset": "heart()", "partition": "iid", "silos": 2, "engine": "inline", "dropout": 0.1,
-                       "durability": "process", "read_off_the_data": ["training.expected_batch_size = 16"],
-                       "test_records": 40},
+        "simulation": {
+            "dataset": "heart()",
+            "partition": "iid",
+            "silos": 2,
+            "engine": "inline",
+            "dropout": 0.1,
+            "durability": "process",
+            "read_off_the_data": ["training.expected_batch_size = 16"],
+            "test_records": 40,
+        },
     }
     return {**base, **changes}
 
@@ -70,24 +140,39 @@ def with_privacy(**changes: Any) -> dict[str, Any]:
 
 
 def unprotected() -> dict[str, Any]:
-    bare = {"epsilon": None, "epsilon_rdp": None, "epsilon_without_amplification": None, "odds": 1.0,
-            "statement": statement(epsilon=None, budget={"epsilon": None, "delta": 1e-5, "spent": None})}
+    bare = {
+        "epsilon": None,
+        "epsilon_rdp": None,
+        "epsilon_without_amplification": None,
+        "odds": 1.0,
+        "statement": statement(epsilon=None, budget={"epsilon": None, "delta": 1e-5, "spent": None}),
+    }
     rounds = [{**a_round(number), "epsilon": {"north": None, "south": None}} for number in (1, 2, 3)]
-    return facts(privacy=with_privacy(mechanism="none", noise_multiplier=None, target_epsilon=None,
-                                      epsilon_if_completed=None),
-                 silos=[silo("north", 0, 0, **bare), silo("south", 0, 0, **bare)], rounds=rounds)
+    return facts(
+        privacy=with_privacy(mechanism="none", noise_multiplier=None, target_epsilon=None, epsilon_if_completed=None),
+        silos=[silo("north", 0, 0, **bare), silo("south", 0, 0, **bare)],
+        rounds=rounds,
+    )
 
 
 def interrupted() -> dict[str, Any]:
     none = {"rounds": 0, "epsilon_rdp": 0.0, "epsilon_without_amplification": 0.0, "statement": None}
-    return facts(run={**facts()["run"], "status": "interrupted", "rounds_done": 0}, rounds=[], metrics={}, loss=None,
-                 silos=[silo("north", 0.0, 0.5, **none), silo("south", 0.0, 0.5, **none)], baselines=None,
-                 simulation=None)
+    return facts(
+        run={**facts()["run"], "status": "interrupted", "rounds_done": 0},
+        rounds=[],
+        metrics={},
+        loss=None,
+        silos=[silo("north", 0.0, 0.5, **none), silo("south", 0.0, 0.5, **none)],
+        baselines=None,
+        simulation=None,
+    )
 
 
 def many() -> dict[str, Any]:
-    silos = [silo(f"silo-{n:03d}", 2.0, 0.881, statement=statement(budget={**statement()["budget"], "spent": n / 10}))
-             for n in range(100)]
+    silos = [
+        silo(f"silo-{n:03d}", 2.0, 0.881, statement=statement(budget={**statement()["budget"], "spent": n / 10}))
+        for n in range(100)
+    ]
     rounds = [a_round(n) for n in range(1, 1001)]
     return facts(silos=silos, rounds=rounds, run={**facts()["run"], "rounds_planned": 1000, "rounds_done": 1000})
 
@@ -146,25 +231,58 @@ def test_the_claim_speaks_of_the_worst_silo_with_delta_and_unit() -> None:
     assert "complies" not in text and "comply" not in text
 
 
-@pytest.mark.parametrize(("value", "tier"), [(0.2, "strong"), (1.0, "strong"), (1.0001, "reasonable"),
-                                             (10.0, "reasonable"), (10.0001, "weak")])
+@pytest.mark.parametrize(
+    ("value", "tier"),
+    [(0.2, "strong"), (1.0, "strong"), (1.0001, "reasonable"), (10.0, "reasonable"), (10.0001, "weak")],
+)
 def test_the_tier_changes_right_above_1_and_10(value: float, tier: str) -> None:
     assert f'tier-{tier}">{tier}<' in render(facts(rounds=[], silos=[silo("north", value, 0.9, statement=None)]))
 
 
 def test_the_numbers_of_every_part_are_there() -> None:
     text = text_of(page_of("private"))
-    for value in ("2.7777", "11.5", "6.7001 of 8", "1.2999 left, δ = 1e-06", "1.2345", "0.75", "0.125", "7 in each round",
-                  "21 in the 3 planned rounds", "9 at most", "Poisson from entropy", "Gaussian on a grid", "2.4999", "PLD",
-                  "3 nodes refused the invitation: 2 × policy, 1 × budget.", "Update.update", "released",
-                  "that the silo took part", "The silo's own disk is trusted.", "0.9700", "0.8800", "heart()",
-                  "training.expected_batch_size = 16", "a" * 32, "b" * 64, "c" * 64, "0.1.0", "2026-01-02 04:05 UTC"):
+    for value in (
+        "2.7777",
+        "11.5",
+        "6.7001 of 8",
+        "1.2999 left, δ = 1e-06",
+        "1.2345",
+        "0.75",
+        "0.125",
+        "7 in each round",
+        "21 in the 3 planned rounds",
+        "9 at most",
+        "Poisson from entropy",
+        "Gaussian on a grid",
+        "2.4999",
+        "PLD",
+        "3 nodes refused the invitation: 2 × policy, 1 × budget.",
+        "Update.update",
+        "released",
+        "that the silo took part",
+        "The silo's own disk is trusted.",
+        "0.9700",
+        "0.8800",
+        "heart()",
+        "training.expected_batch_size = 16",
+        "a" * 32,
+        "b" * 64,
+        "c" * 64,
+        "0.1.0",
+        "2026-01-02 04:05 UTC",
+    ):
         assert value in text, value
 
 
 def test_privacy_numbers_are_never_written_smaller_than_they_are() -> None:
     assert [template.privacy(value) for value in (3.0, 0.1, 0.1001, 0.10001, 1e-9, None)] == [
-        "3", "0.1", "0.1001", "0.1001", "0.0001", "unbounded"]
+        "3",
+        "0.1",
+        "0.1001",
+        "0.1001",
+        "0.0001",
+        "unbounded",
+    ]
     assert [template.percent(value) for value in (0.5, 0.9526, 0.95261, 1.0)] == ["50 %", "95.26 %", "95.27 %", "100 %"]
     assert template.one_in(3e-5) == "1\N{NO-BREAK SPACE}in\N{NO-BREAK SPACE}33,333"
     assert template.floor(8 - 5.5286) == "2.4714"
@@ -221,8 +339,18 @@ def test_a_silo_that_states_more_than_was_counted_is_named() -> None:
     assert "north states more for this run than the coordinator counted: ε = 4 instead of 1.5" in text
 
 
-@pytest.mark.parametrize("value", ["text", [], 5, {}, {"delta": "x"}, {"delta": 1e-5, "budget": []},
-                                   {"delta": 1e-5, "budget": {"epsilon": float("nan"), "delta": True}}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "text",
+        [],
+        5,
+        {},
+        {"delta": "x"},
+        {"delta": 1e-5, "budget": []},
+        {"delta": 1e-5, "budget": {"epsilon": float("nan"), "delta": True}},
+    ],
+)
 def test_a_statement_of_another_form_is_unreadable_and_breaks_nothing(value: Any) -> None:
     assert "unreadable" in text_of(render(facts(rounds=[], silos=[silo("north", 1.5, 0.82, statement=value)])))
 
@@ -267,7 +395,9 @@ def test_every_text_is_escaped() -> None:
 
 def test_hostile_names_of_metrics_and_silos_reach_no_drawing_as_code() -> None:
     lines = [{**a_round(1), "metrics": {HOSTILE: 0.5}, "epsilon": {HOSTILE: 1.0}}]
-    page = render(facts(rounds=lines, metrics={HOSTILE: 0.5}, silos=[silo(HOSTILE, 1.0, 0.74), silo("診療所 🏥", 1.0, 0.74)]))
+    page = render(
+        facts(rounds=lines, metrics={HOSTILE: 0.5}, silos=[silo(HOSTILE, 1.0, 0.74), silo("診療所 🏥", 1.0, 0.74)])
+    )
     assert "<script" not in page and "診療所 🏥" in page
     Outline(page)
 
@@ -283,7 +413,9 @@ def test_the_page_needs_nothing_but_itself(variant: str) -> None:
     assert "http://" not in page and "https://" not in page and "@import" not in page and "<script" not in page
     assert not re.search(r"url\((?!#)", page)
     tags = Outline(page).tags
-    links = [value for _, attributes in tags for name, value in attributes.items() if name in ("src", "href", "xlink:href")]
+    links = [
+        value for _, attributes in tags for name, value in attributes.items() if name in ("src", "href", "xlink:href")
+    ]
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = {f"#{name}" for name in ids}
@@ -332,10 +464,15 @@ def contrast(one: str, two: str) -> float:
 def test_text_has_a_contrast_of_at_least_4_5(theme: dict[str, str]) -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)  # WCAG's own extreme
     pairs = [("ink", ground) for ground in ("bg", "surface", "note")]
-    pairs += [(name, ground) for name in ("muted", "strong", "reasonable", "weak", "link") for ground in ("bg", "surface")]
+    pairs += [
+        (name, ground) for name in ("muted", "strong", "reasonable", "weak", "link") for ground in ("bg", "surface")
+    ]
     pairs += [(name, "bg") for name in ("one", "two", "three")] + [("on-alarm", "alarm")]
-    assert {pair: contrast(theme[pair[0]], theme[pair[1]]) for pair in pairs
-            if contrast(theme[pair[0]], theme[pair[1]]) < 4.5} == {}
+    assert {
+        pair: contrast(theme[pair[0]], theme[pair[1]])
+        for pair in pairs
+        if contrast(theme[pair[0]], theme[pair[1]]) < 4.5
+    } == {}
 
 
 def test_drawing_leaves_the_settings_of_matplotlib_alone() -> None:
@@ -365,9 +502,25 @@ def test_a_browser_draws_the_page_within_320_pixels(variant: str, tmp_path: Any)
     page = page_of(variant)
     (tmp_path / "frame.html").write_text(FRAME.format(page=html.escape(page)), encoding="utf-8")
     shown = subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-         "--virtual-time-budget=2000", "--dump-dom", (tmp_path / "frame.html").as_uri()],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+        [
+            str(CHROMIUM),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=2000",
+            "--dump-dom",
+            (tmp_path / "frame.html").as_uri(),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     drawings = page.count("<svg")
     assert f'<p id="r">fits {drawings} block heart</p>' in shown.stdout, shown.stderr[-2000:]

@@ -89,7 +89,9 @@ def invite(study: Study = STUDY, /, **changes: Any) -> wire.Invite:
 
 def manifest(study: Study = STUDY, /, **changes: Any) -> str:
     members = tuple(Member(silo=f"silo-{number}", weight=1.0) for number in (1, 2, 3))
-    agreed = Manifest(run=RUN, study=study.digest, code=CODE_VERSION, layout=model_layout(study).digest(), roster=members)
+    agreed = Manifest(
+        run=RUN, study=study.digest, code=CODE_VERSION, layout=model_layout(study).digest(), roster=members
+    )
     return replace(agreed, **changes).to_json()
 
 
@@ -127,7 +129,9 @@ def test_a_run_from_invitation_to_farewell(silo: Silo) -> None:
     assert join(invite(), STUDY, silo) == wire.Accept(silo="silo-1", weight=1.0)
     assert kinds(silo) == []
     first, second = trained(silo), trained(silo, request(2))
-    assert kinds(silo) == [(kind, r) for r, kind in ((1, "reserve"), (1, "release"), (1, "commit"), (2, "reserve"), (2, "release"))]
+    assert kinds(silo) == [
+        (kind, r) for r, kind in ((1, "reserve"), (1, "release"), (1, "commit"), (2, "reserve"), (2, "release"))
+    ]
     assert first.update.shape == (5,) and not np.array_equal(first.update, second.update)
     statement = json.loads(local_round.close(closing(), STUDY, silo).statement)
     assert kinds(silo)[-1] == ("commit", 2)
@@ -174,8 +178,10 @@ def test_order_of_durable_writes(silo: Silo, monkeypatch: pytest.MonkeyPatch) ->
         original = getattr(cls, name)
 
         def spy(*args: Any, **kwargs: Any) -> Any:
-            steps.append(f"{name} begins, reply {'stored' if silo.state(RUN).reply(1) else 'absent'}, "
-                         f"release {'there' if ('release', 1) in kinds(silo) else 'absent'}")
+            steps.append(
+                f"{name} begins, reply {'stored' if silo.state(RUN).reply(1) else 'absent'}, "
+                f"release {'there' if ('release', 1) in kinds(silo) else 'absent'}"
+            )
             return original(*args, **kwargs)
 
         monkeypatch.setattr(cls, name, spy)
@@ -184,8 +190,11 @@ def test_order_of_durable_writes(silo: Silo, monkeypatch: pytest.MonkeyPatch) ->
     spied(Ledger, "release")
     spied(Ledger, "reserve")
     trained(silo)
-    assert steps == ["reserve begins, reply absent, release absent", "keep_reply begins, reply absent, release absent",
-                     "release begins, reply stored, release absent"]
+    assert steps == [
+        "reserve begins, reply absent, release absent",
+        "keep_reply begins, reply absent, release absent",
+        "release begins, reply stored, release absent",
+    ]
     assert silo.state(RUN).reply(1) and ("release", 1) in kinds(silo)
 
 
@@ -222,7 +231,10 @@ def test_the_update_is_weighted_by_the_manifest(silo: Silo, monkeypatch: pytest.
 
 WRONG: dict[str, tuple[Callable[[], wire.Train], str]] = {
     "another study": (lambda: request(manifest=manifest(study="0" * 64)), "cites another study"),
-    "not in the roster": (lambda: request(manifest=manifest(roster=(Member(silo="silo-2", weight=1.0),))), "not in the run's roster"),
+    "not in the roster": (
+        lambda: request(manifest=manifest(roster=(Member(silo="silo-2", weight=1.0),))),
+        "not in the run's roster",
+    ),
     "no manifest": (lambda: request(manifest="{}"), "cannot be read"),
     "not canonical": (lambda: request(manifest=manifest() + " "), "canonical form"),
     "run that is a path": (lambda: request(manifest=manifest(run="../../../elsewhere")), "32 hex digits"),
@@ -230,7 +242,10 @@ WRONG: dict[str, tuple[Callable[[], wire.Train], str]] = {
     "round 4": (lambda: request(4), "round 4 is not in the study's 1 to 3"),
     "short weights": (lambda: request(weights=np.zeros(4, np.float32)), r"the model has shape \(4,\)"),
     "NaN weights": (lambda: request(weights=np.full(5, np.nan, np.float32)), "the model holds a value that is not"),
-    "infinite broadcast": (lambda: request(broadcast={"c": np.full(5, np.inf, np.float32)}), "c holds a value that is not"),
+    "infinite broadcast": (
+        lambda: request(broadcast={"c": np.full(5, np.inf, np.float32)}),
+        "c holds a value that is not",
+    ),
 }
 
 
@@ -242,8 +257,11 @@ def test_a_round_that_was_not_agreed_is_refused_before_the_ledger(what: str, sil
     assert kinds(silo) == []
 
 
-@pytest.mark.parametrize("changes", [{"layout": "0" * 64}, {"roster": (Member(silo="silo-1", weight=9.0),)}, {"code": "9"}],
-                         ids=lambda changes: next(iter(changes)))
+@pytest.mark.parametrize(
+    "changes",
+    [{"layout": "0" * 64}, {"roster": (Member(silo="silo-1", weight=9.0),)}, {"code": "9"}],
+    ids=lambda changes: next(iter(changes)),
+)
 def test_a_run_keeps_the_manifest_that_it_began_with(changes: dict[str, Any], silo: Silo) -> None:
     trained(silo)
     with pytest.raises(ProtocolError, match="not the one that this run began with"):
@@ -253,8 +271,14 @@ def test_a_run_keeps_the_manifest_that_it_began_with(changes: dict[str, Any], si
     assert ("reserve", 2) not in kinds(silo)
 
 
-@pytest.mark.parametrize(("changes", "code"), [({"study": "0" * 64}, RefusalCode.STUDY), ({"code": "9"}, RefusalCode.STUDY),
-                                               ({"layout": "0" * 64}, RefusalCode.PROTOCOL)])
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"study": "0" * 64}, RefusalCode.STUDY),
+        ({"code": "9"}, RefusalCode.STUDY),
+        ({"layout": "0" * 64}, RefusalCode.PROTOCOL),
+    ],
+)
 def test_an_invitation_to_something_else_is_refused(changes: dict[str, str], code: RefusalCode, silo: Silo) -> None:
     with pytest.raises(Refusal) as refused:
         join(invite(**changes), STUDY, silo)
@@ -264,7 +288,9 @@ def test_an_invitation_to_something_else_is_refused(changes: dict[str, str], cod
 def test_a_study_beyond_the_budget_is_refused_with_what_would_fit(silo: Silo) -> None:
     trained(silo)
     long = Study.parse(override(TEXT, {"study.rounds": 500}), REGISTRIES)
-    fitting = next(n for n in range(500) if not silo.budget().fits(STUDY.round_events(), STUDY.round_events() * (n + 1)))
+    fitting = next(
+        n for n in range(500) if not silo.budget().fits(STUDY.round_events(), STUDY.round_events() * (n + 1))
+    )
     with pytest.raises(Refusal, match=f"{fitting} of its 500 rounds would fit") as refused:
         join(invite(long), long, silo)
     assert refused.value.code is RefusalCode.BUDGET and 0 < fitting < 500
@@ -286,13 +312,18 @@ def test_the_gate_holds_in_every_round(silo: Silo) -> None:
 # --- silos that differ --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("keep", "sentences"), [
-    (lambda frame: frame.filter(pl.col("diagnosis") == "benign"), ["all of one class"]),
-    (lambda frame: frame[:3], ["fewer than the study's expected batch of 30"]),
-    (lambda frame: frame.filter(pl.col("diagnosis") == "malignant")[:1], ["all of one class", "fewer than"])],
-    ids=["one class", "three rows", "one row"])
-def test_a_small_or_one_sided_silo_trains_and_only_its_log_says_so(keep: Callable[[pl.DataFrame], pl.DataFrame],
-                                                                    sentences: list[str], silo: Silo) -> None:
+@pytest.mark.parametrize(
+    ("keep", "sentences"),
+    [
+        (lambda frame: frame.filter(pl.col("diagnosis") == "benign"), ["all of one class"]),
+        (lambda frame: frame[:3], ["fewer than the study's expected batch of 30"]),
+        (lambda frame: frame.filter(pl.col("diagnosis") == "malignant")[:1], ["all of one class", "fewer than"]),
+    ],
+    ids=["one class", "three rows", "one row"],
+)
+def test_a_small_or_one_sided_silo_trains_and_only_its_log_says_so(
+    keep: Callable[[pl.DataFrame], pl.DataFrame], sentences: list[str], silo: Silo
+) -> None:
     keep(pl.read_parquet(silo.data_path())).write_parquet(silo.data_path())
     assert join(invite(), STUDY, silo) == wire.Accept(silo="silo-1", weight=1.0)
     assert all("WARNING this silo" in log_of(silo) and sentence in log_of(silo) for sentence in sentences)
@@ -332,8 +363,9 @@ class Counting(SumStrategy):
 '''
 
 
-def test_what_a_strategy_keeps_at_home_is_there_next_round(silos: list[Silo], tmp_path: Path,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_strategy_keeps_at_home_is_there_next_round(
+    silos: list[Silo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "counting_of_a_test.py").write_text(STRATEGY_FILE)
     monkeypatch.setattr(strategies, "__path__", [*strategies.__path__, str(tmp_path)])
     study = Study.parse(override(TEXT, {"strategy.name": "counting_of_a_test()"}), REGISTRIES)
@@ -350,7 +382,10 @@ def test_what_a_strategy_keeps_at_home_is_there_next_round(silos: list[Silo], tm
 # --- the edge: through the ClientApp object -----------------------------------------------------------------
 
 KINDS: dict[str, tuple[str, Callable[[], wire.Instruction]]] = {
-    "query.invite": ("join", invite), "train": ("train", request), "evaluate": ("close", closing)}
+    "query.invite": ("join", invite),
+    "train": ("train", request),
+    "evaluate": ("close", closing),
+}
 
 
 def ask(silo: Silo, kind: str, message: wire.Instruction, monkeypatch: pytest.MonkeyPatch, text: str = TEXT) -> Message:
@@ -388,11 +423,21 @@ def test_the_app_walks_the_same_path(silo: Silo, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("error", "code"), [
-    (RuntimeError(CANARY), "internal"), (KeyError(CANARY), "internal"), (FedsiloError(CANARY), "internal"),
-    (DataError(CANARY), "data"), (ProtocolError(CANARY), "protocol"), (Refusal(RefusalCode.BUDGET, CANARY), "budget")],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value)
-def test_no_text_of_an_error_leaves(kind: str, error: Exception, code: str, silo: Silo, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RuntimeError(CANARY), "internal"),
+        (KeyError(CANARY), "internal"),
+        (FedsiloError(CANARY), "internal"),
+        (DataError(CANARY), "data"),
+        (ProtocolError(CANARY), "protocol"),
+        (Refusal(RefusalCode.BUDGET, CANARY), "budget"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
+)
+def test_no_text_of_an_error_leaves(
+    kind: str, error: Exception, code: str, silo: Silo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     function, message = KINDS[kind]
 
     def fails(*_: object) -> None:
@@ -414,9 +459,16 @@ def as_file(path: Path) -> None:
     path.write_text("")
 
 
-@pytest.mark.parametrize(("name", "spoil"), [("egress.jsonl", as_folder), ("logs", as_file), ("ledger.db", as_folder), ("state", as_file)])
-def test_a_broken_folder_gives_a_code_and_no_text(name: str, spoil: Callable[[Path], None], silo: Silo,
-                                                  monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("name", "spoil"), [("egress.jsonl", as_folder), ("logs", as_file), ("ledger.db", as_folder), ("state", as_file)]
+)
+def test_a_broken_folder_gives_a_code_and_no_text(
+    name: str,
+    spoil: Callable[[Path], None],
+    silo: Silo,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Found: when the egress log or the silo's log could not be written, the exception with its path went to Flower,
     which sends it on; and the update had been computed but left without its egress line."""
     spoil(silo.folder / name)
@@ -425,16 +477,29 @@ def test_a_broken_folder_gives_a_code_and_no_text(name: str, spoil: Callable[[Pa
     assert str(silo.folder).encode() not in bytes_of(answer)
 
 
-@pytest.mark.parametrize(("content", "code"), [
-    (RecordDict(), "protocol"), (wire.to_record(wire.Refused(code="x")), "protocol"), (wire.payload_to_record(b"\0" * 9), "protocol"),
-    (wire.to_record(invite()), "protocol")], ids=["empty", "a reply", "no message", "another instruction"])
-def test_what_is_no_train_message_is_refused(content: RecordDict, code: str, silo: Silo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "to_record", lambda message, real=wire.to_record: content if message is None else real(message))
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (RecordDict(), "protocol"),
+        (wire.to_record(wire.Refused(code="x")), "protocol"),
+        (wire.payload_to_record(b"\0" * 9), "protocol"),
+        (wire.to_record(invite()), "protocol"),
+    ],
+    ids=["empty", "a reply", "no message", "another instruction"],
+)
+def test_what_is_no_train_message_is_refused(
+    content: RecordDict, code: str, silo: Silo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        wire, "to_record", lambda message, real=wire.to_record: content if message is None else real(message)
+    )
     answer = ask(silo, "train", None, monkeypatch)  # type: ignore[arg-type]
     assert reply_of(answer) == wire.Refused(code=code) and kinds(silo) == []
 
 
-@pytest.mark.parametrize("text", ["", "no toml", TEXT.replace("logistic", "oracle")], ids=["empty", "no TOML", "unknown model"])
+@pytest.mark.parametrize(
+    "text", ["", "no toml", TEXT.replace("logistic", "oracle")], ids=["empty", "no TOML", "unknown model"]
+)
 def test_a_study_that_is_not_valid_here_is_refused(text: str, silo: Silo, monkeypatch: pytest.MonkeyPatch) -> None:
     assert reply_of(ask(silo, "train", request(), monkeypatch, text)) == wire.Refused(code="study")
 
@@ -447,8 +512,14 @@ def test_a_process_without_a_silo_answers_too(silo: Silo, monkeypatch: pytest.Mo
 
 def test_over_a_whole_run_what_left_is_what_the_ledger_released(silos: list[Silo], tmp_path: Path) -> None:
     folders = [silo.folder for silo in silos]
-    state = inline.run(server_app, edge.app, silos=folders, dropout=0.0, seed=1,
-                       run_config={"study": TEXT, "out": str(tmp_path / "runs"), "test": ""})
+    state = inline.run(
+        server_app,
+        edge.app,
+        silos=folders,
+        dropout=0.0,
+        seed=1,
+        run_config={"study": TEXT, "out": str(tmp_path / "runs"), "test": ""},
+    )
     folder = Path(str(state.config_records["run"]["folder"]))
     rounds = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(rounds) == 3 and all(line["aggregated"] for line in rounds)
@@ -460,5 +531,9 @@ def test_over_a_whole_run_what_left_is_what_the_ledger_released(silos: list[Silo
         assert left == releases and [round for _, round in left] == commits == [1, 2, 3]
         assert rounds[-1]["epsilon"][silo.name] == epsilon(STUDY.round_events() * 3, 1e-5)
         assert [line["field"] for line in egress(silo)] == [
-            "Accept.silo", "Accept.weight", *["Update.silo", "Update.round", "Update.update"] * 3,
-            "Farewell.silo", "Farewell.statement"]
+            "Accept.silo",
+            "Accept.weight",
+            *["Update.silo", "Update.round", "Update.update"] * 3,
+            "Farewell.silo",
+            "Farewell.statement",
+        ]

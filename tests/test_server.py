@@ -96,7 +96,9 @@ class FakeGrid(Grid):
             ids.append(f"m{len(self.sent)}")
             message.metadata.__dict__["_message_id"] = ids[-1]
             self.sent.append(message)
-            self._waiting += [(self.pulls + self.late, reply) for reply in self.nodes[message.metadata.dst_node_id](message)]
+            self._waiting += [
+                (self.pulls + self.late, reply) for reply in self.nodes[message.metadata.dst_node_id](message)
+            ]
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -198,7 +200,9 @@ def test_waiting_for_nodes() -> None:
 NAMES = [f"silo-{number}" for number in range(10)]
 
 
-@pytest.mark.parametrize(("fraction", "least", "size"), [(1.0, 3, 10), (0.3, 3, 3), (0.31, 3, 4), (0.1, 3, 3), (0.1, 30, 10)])
+@pytest.mark.parametrize(
+    ("fraction", "least", "size"), [(1.0, 3, 10), (0.3, 3, 3), (0.31, 3, 4), (0.1, 3, 3), (0.1, 30, 10)]
+)
 def test_size_of_a_cohort(fraction: float, least: int, size: int) -> None:
     chosen = cohort.select(NAMES, fraction=fraction, least=least, seed=1, round=1)
     assert len(chosen) == len(set(chosen)) == size and chosen == sorted(chosen) and set(chosen) <= set(NAMES)
@@ -235,10 +239,17 @@ def test_a_roster_has_who_accepted() -> None:
     assert roster.manifest.study == STUDY.digest and roster.manifest.layout == LAYOUT.digest()
 
 
-@pytest.mark.parametrize(("second", "error"), [
-    (accept("a"), RunError), (accept("b", 0.0), ProtocolError), (accept("b", -1.0), ProtocolError),
-    (accept("../../b"), ProtocolError), (accept(""), ProtocolError)],
-    ids=["same name", "weight 0", "negative weight", "name is a path", "no name"])
+@pytest.mark.parametrize(
+    ("second", "error"),
+    [
+        (accept("a"), RunError),
+        (accept("b", 0.0), ProtocolError),
+        (accept("b", -1.0), ProtocolError),
+        (accept("../../b"), ProtocolError),
+        (accept(""), ProtocolError),
+    ],
+    ids=["same name", "weight 0", "negative weight", "name is a path", "no name"],
+)
 def test_an_acceptance_that_cannot_be(second: wire.Accept, error: type[Exception]) -> None:
     """Found: a silo's name becomes the name of a file in the run folder, and any name was taken."""
     with pytest.raises(error):
@@ -251,11 +262,21 @@ def test_a_weight_that_is_no_number_is_no_message(weight: float) -> None:
     assert roster.nodes == {"a": 1, "c": 3} and roster.refusals == {2: "silent"}
 
 
-@pytest.mark.parametrize(("codes", "kind", "exit_code"), [
-    (["budget", "policy"], RefusalCode.BUDGET, 3), (["policy", "data"], RefusalCode.POLICY, 3), (["approval"], RefusalCode.APPROVAL, 3),
-    (["data", "internal"], None, 1), (["nonsense"], None, 1)])
+@pytest.mark.parametrize(
+    ("codes", "kind", "exit_code"),
+    [
+        (["budget", "policy"], RefusalCode.BUDGET, 3),
+        (["policy", "data"], RefusalCode.POLICY, 3),
+        (["approval"], RefusalCode.APPROVAL, 3),
+        (["data", "internal"], None, 1),
+        (["nonsense"], None, 1),
+    ],
+)
 def test_too_few_silos(codes: list[str], kind: RefusalCode | None, exit_code: int) -> None:
-    nodes: dict[int, Answer] = {1: says(accept("a")), **{n: says(wire.Refused(code=code)) for n, code in enumerate(codes, 2)}}
+    nodes: dict[int, Answer] = {
+        1: says(accept("a")),
+        **{n: says(wire.Refused(code=code)) for n, code in enumerate(codes, 2)},
+    }
     with pytest.raises((Refusal, RunError), match=r"1 silos joined and cohort.min_silos asks for 2") as error:
         invite(nodes, Study.parse(override(TEXT, {"cohort.round_timeout_s": 0.1}), REGISTRIES))
     assert getattr(error.value, "code", None) is kind and error.value.exit_code == exit_code  # type: ignore[attr-defined]
@@ -287,7 +308,9 @@ def one_round(third: Answer, *, weights: tuple[float, ...] = (1.0, 1.0, 1.0), se
     return rounds.run_round(FakeGrid(nodes), study, roster, chosen, progress, None)
 
 
-@pytest.mark.parametrize(("weights", "expected"), [((1.0, 1.0, 1.0), [3.0, 1.0, 2.0]), ((1.0, 2.0, 3.0), [2.0, 0.0, 1.0])])
+@pytest.mark.parametrize(
+    ("weights", "expected"), [((1.0, 1.0, 1.0), [3.0, 1.0, 2.0]), ((1.0, 2.0, 3.0), [2.0, 0.0, 1.0])]
+)
 def test_the_model_moves_by_the_weighted_mean(weights: tuple[float, ...], expected: list[float]) -> None:
     """Updates come weighted from the silos: (1,2,3) + (3,2,1) + (2,2,2) = (6,6,6), over the sum of the weights."""
     progress = one_round(update("c", 2, 2, 2), weights=weights)
@@ -299,11 +322,20 @@ def test_the_model_moves_by_the_weighted_mean(weights: tuple[float, ...], expect
 
 
 BAD: dict[str, Answer] = {
-    "NaN": update("c", 1, float("nan"), 1), "infinite": update("c", 1, float("inf"), 1), "short": update("c", 1, 1),
-    "long": update("c", 1, 1, 1, 1), "empty": update("c"), "another's name": update("a", 9, 9, 9), "another round": update("c", 9, 9, 9, round=2),
-    "error": fails, "silent": silent, "garbled": garbled, "another kind": says(accept("c")),
+    "NaN": update("c", 1, float("nan"), 1),
+    "infinite": update("c", 1, float("inf"), 1),
+    "short": update("c", 1, 1),
+    "long": update("c", 1, 1, 1, 1),
+    "empty": update("c"),
+    "another's name": update("a", 9, 9, 9),
+    "another round": update("c", 9, 9, 9, round=2),
+    "error": fails,
+    "silent": silent,
+    "garbled": garbled,
+    "another kind": says(accept("c")),
     "answers another's message": in_the_name_of("m0", wire.Update(silo="c", round=1, update=np.full(3, 9, np.float32))),
-    "refused": says(wire.Refused(code="data"))}
+    "refused": says(wire.Refused(code="data")),
+}
 
 
 @pytest.mark.parametrize("what", BAD)
@@ -342,8 +374,14 @@ def test_a_model_that_leaves_the_range_of_numbers_ends_the_run() -> None:
 
 def run(tmp_path: Path, study: Study = STUDY) -> tuple[Path, list[Silo]]:
     folders = make_silos(study, read_dataset(study, Path()), tmp_path / "silos")
-    state = run_inline(server_app, client_app, silos=folders, dropout=study.file.simulation.dropout, seed=1,
-                       run_config={"study": study.text, "out": str(tmp_path / "runs"), "test": ""})
+    state = run_inline(
+        server_app,
+        client_app,
+        silos=folders,
+        dropout=study.file.simulation.dropout,
+        seed=1,
+        run_config={"study": study.text, "out": str(tmp_path / "runs"), "test": ""},
+    )
     return Path(str(state.config_records["run"]["folder"])), [Silo.open(folder) for folder in folders]
 
 
@@ -425,8 +463,9 @@ def test_a_checkpoint_round_trip(tmp_path: Path) -> None:
 
 
 @given(cut=st.integers(0, 700), at=st.integers(0, 700), byte=st.integers(0, 255))
-def test_a_corrupt_checkpoint_is_a_sentence_or_still_a_state(cut: int, at: int, byte: int,
-                                                             tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_corrupt_checkpoint_is_a_sentence_or_still_a_state(
+    cut: int, at: int, byte: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("c")
     checkpoint.save(folder, STATE, MANIFEST)
     whole = (folder / "state.safetensors").read_bytes()
@@ -438,8 +477,11 @@ def test_a_corrupt_checkpoint_is_a_sentence_or_still_a_state(cut: int, at: int, 
             assert "holds no readable checkpoint" in str(error)
 
 
-@pytest.mark.parametrize("content", [b"", b"\2\0\0\0\0\0\0\0[]", b"\2\0\0\0\0\0\0\0{}", b"\xff" * 20, None],
-                         ids=["empty", "a list", "no metadata", "huge header", "no file"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\2\0\0\0\0\0\0\0[]", b"\2\0\0\0\0\0\0\0{}", b"\xff" * 20, None],
+    ids=["empty", "a list", "no metadata", "huge header", "no file"],
+)
 def test_what_is_no_checkpoint(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "state.safetensors").write_bytes(content)
@@ -459,7 +501,9 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch
             checkpoint.save(tmp_path, replace(STATE, round=5), MANIFEST)
     assert checkpoint.load(tmp_path)[0].round == 4
     checkpoint.save(tmp_path, replace(STATE, round=6), MANIFEST)
-    assert checkpoint.load(tmp_path)[0].round == 6 and [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+    assert checkpoint.load(tmp_path)[0].round == 6 and [path.name for path in tmp_path.iterdir()] == [
+        "state.safetensors"
+    ]
 
 
 def test_run_folders(tmp_path: Path) -> None:

@@ -98,7 +98,11 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "policy.toml no text": ("policy.toml", lambda path: path.write_bytes(b"\xff\xfe"), "policy.toml is no valid TOML"),
     "silo.toml a folder": ("silo.toml", directory, "silo.toml cannot be read: Is a directory"),
     "policy.toml a folder": ("policy.toml", directory, "policy.toml cannot be read: Is a directory"),
-    "unknown key": ("silo.toml", text(SILO.replace("[data", "nmae = 1\n[data")), "nmae: extra inputs are not permitted"),
+    "unknown key": (
+        "silo.toml",
+        text(SILO.replace("[data", "nmae = 1\n[data")),
+        "nmae: extra inputs are not permitted",
+    ),
     "bad name": ("silo.toml", text(SILO.replace("north", "../north")), "name: string should match pattern"),
     "zero weight": ("silo.toml", text("weight = 0\n" + SILO), "weight: input should be greater than 0"),
     "no data": ("silo.toml", text('name = "a"'), "data: field required"),
@@ -133,22 +137,28 @@ def test_one_data_root_with_a_budget_of_its_own(folder: Path) -> None:
         Silo.open(folder).budget()
 
 
-@pytest.mark.parametrize(("environment", "partition", "expected"), [
-    ({"FEDSILO_SILO": "/a"}, None, "/a"),
-    ({"FEDSILO_SILO": "/a", "FEDSILO_SILOS": "/b"}, 0, "/a"),
-    ({"FEDSILO_SILOS": "/b"}, 0, "/b/silo-1"),
-    ({"FEDSILO_SILOS": "/b"}, 11, "/b/silo-12"),
-    ({"FEDSILO_SILOS": "/b"}, None, None),
-    ({"FEDSILO_SILOS": "/b"}, -1, None),
-    ({"FEDSILO_SILOS": "/b"}, True, None),
-    ({"FEDSILO_SILOS": "/b"}, "../c", None),
-    ({}, 0, None),
-])
-def test_the_environment_names_the_folder(environment: dict[str, str], partition: object, expected: str | None,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("environment", "partition", "expected"),
+    [
+        ({"FEDSILO_SILO": "/a"}, None, "/a"),
+        ({"FEDSILO_SILO": "/a", "FEDSILO_SILOS": "/b"}, 0, "/a"),
+        ({"FEDSILO_SILOS": "/b"}, 0, "/b/silo-1"),
+        ({"FEDSILO_SILOS": "/b"}, 11, "/b/silo-12"),
+        ({"FEDSILO_SILOS": "/b"}, None, None),
+        ({"FEDSILO_SILOS": "/b"}, -1, None),
+        ({"FEDSILO_SILOS": "/b"}, True, None),
+        ({"FEDSILO_SILOS": "/b"}, "../c", None),
+        ({}, 0, None),
+    ],
+)
+def test_the_environment_names_the_folder(
+    environment: dict[str, str], partition: object, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    config = {"silo": "/elsewhere", "FEDSILO_SILO": "/elsewhere"} | ({} if partition is None else {"partition-id": partition})
+    config = {"silo": "/elsewhere", "FEDSILO_SILO": "/elsewhere"} | (
+        {} if partition is None else {"partition-id": partition}
+    )
     if expected is None:
         with pytest.raises(SettingError):
             folder_of(config)
@@ -163,9 +173,15 @@ def test_a_study_within_every_limit_is_admitted(folder: Path) -> None:
     Policy.read(folder / "policy.toml").admit(study())
 
 
-@pytest.mark.parametrize(("key", "value", "limit"), [
-    ("cohort.min_silos", 2, "at least 3"), ("training.sampling_rate", 0.11, "at most 0.1"),
-    ("training.steps", 21, "at most 20"), ("model.name", "mlp()", "one of logistic")])
+@pytest.mark.parametrize(
+    ("key", "value", "limit"),
+    [
+        ("cohort.min_silos", 2, "at least 3"),
+        ("training.sampling_rate", 0.11, "at most 0.1"),
+        ("training.steps", 21, "at most 20"),
+        ("model.name", "mlp()", "one of logistic"),
+    ],
+)
 def test_each_limit_refuses_what_breaks_it_alone(key: str, value: object, limit: str, folder: Path) -> None:
     with pytest.raises(Refusal) as refused:
         Policy.read(folder / "policy.toml").admit(study(**{key.replace(".", "__"): value}))
@@ -192,7 +208,9 @@ def test_secure_aggregation_can_be_required(folder: Path) -> None:
 def test_released_metrics_must_be_allowed(folder: Path) -> None:
     agreed = study()
     file = agreed.file.model_copy(update={"evaluation": agreed.file.evaluation.model_copy(update={"release": "noisy"})})
-    released = Study(text=agreed.text, file=file, model=agreed.model, strategy=agreed.strategy, optimizer=agreed.optimizer)
+    released = Study(
+        text=agreed.text, file=file, model=agreed.model, strategy=agreed.strategy, optimizer=agreed.optimizer
+    )
     with pytest.raises(Refusal, match=r"evaluation.release none; the study has noisy"):
         Policy.read(folder / "policy.toml").admit(released)
     (folder / "policy.toml").write_text(POLICY.replace('allow_metrics = "none"', 'allow_metrics = "noisy"'))
@@ -212,8 +230,11 @@ def test_without_approval_nothing_is_admitted(line: str, folder: Path) -> None:
 
 def test_egress_lines_are_the_facts_of_each_field(folder: Path) -> None:
     silo = Silo.open(folder)
-    replies = [wire.Accept(silo="north", weight=1.0),
-               wire.Update(silo="north", round=3, update=np.arange(5, dtype=np.float32)), wire.Refused(code="data")]
+    replies = [
+        wire.Accept(silo="north", weight=1.0),
+        wire.Update(silo="north", round=3, update=np.arange(5, dtype=np.float32)),
+        wire.Refused(code="data"),
+    ]
     for reply in replies:
         silo.record_egress(RUN, 3, reply)
     lines = [json.loads(line) for line in (folder / "egress.jsonl").read_text().splitlines()]
@@ -265,7 +286,9 @@ def test_files_of_a_run_are_the_owners_alone(state: RunState) -> None:
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
 
 
-@pytest.mark.parametrize("run", ["../../elsewhere", "/tmp/elsewhere", "", ".", "0" * 31, "0" * 33, "G" * 32, "0" * 32 + "\n"])
+@pytest.mark.parametrize(
+    "run", ["../../elsewhere", "/tmp/elsewhere", "", ".", "0" * 31, "0" * 33, "G" * 32, "0" * 32 + "\n"]
+)
 def test_a_run_cannot_name_another_folder(run: str, folder: Path) -> None:
     """Found: the server chose the folder that a silo writes to, and out of which it deletes old replies."""
     with pytest.raises(ProtocolError, match="32 hex digits"):

@@ -59,15 +59,18 @@ def folder(tmp_path: Path) -> Path:
     site = np.array(["tiny"] * 3 + ["x"] * 37 + ["y"] * 50)
     label = np.where((a + b > 0) & (site != "x"), "yes", "no")
     pl.DataFrame({"a": a, "b": b, "label": label, "person": np.arange(90) // 3, "site": site}).write_csv(
-        tmp_path / "records.csv")
+        tmp_path / "records.csv"
+    )
     return tmp_path
 
 
-def run(folder: Path, *, privacy: str = PRIVATE, unit: str = "", more: str = "", fresh: bool = True,
-        baselines: bool = False) -> Outcome:
+def run(
+    folder: Path, *, privacy: str = PRIVATE, unit: str = "", more: str = "", fresh: bool = True, baselines: bool = False
+) -> Outcome:
     text = STUDY.replace("PRIVACY", privacy).replace("UNIT", unit).replace("MORE", more)
-    outcome = simulate(Study.parse(text, REGISTRIES), folder, out=folder / "runs", fresh=fresh,
-                       with_baselines=baselines)
+    outcome = simulate(
+        Study.parse(text, REGISTRIES), folder, out=folder / "runs", fresh=fresh, with_baselines=baselines
+    )
     assert_nothing_left_unrecorded(outcome)
     return outcome
 
@@ -119,7 +122,7 @@ def test_people_are_one_unit_in_partition_split_and_claim(folder: Path) -> None:
 
 
 def test_a_silo_of_one_class_and_one_of_three_records_train_and_warn_at_home_only(folder: Path) -> None:
-    outcome = run(folder, more='partition = "natural(column=\'site\')"')
+    outcome = run(folder, more="partition = \"natural(column='site')\"")
     assert [line["dropped"] for line in outcome.facts["rounds"]] == [0, 0, 0]
     logs = {Silo.open(path).name: (path / "logs" / "silo.log").read_text() for path in outcome.silos}
     assert "fewer than" in logs["silo-1"] and "one class" in logs["silo-2"]
@@ -148,6 +151,7 @@ def test_a_silo_with_broken_records_is_refused_while_the_others_go_on(folder: Pa
     frame.write_parquet(broken)
     os.utime(broken, ns=(1, 1))
     from simulations import run as module
+
     study = Study.parse(STUDY.replace("PRIVACY", PRIVATE).replace("UNIT", "").replace("MORE", more), REGISTRIES)
     study, _ = module.complete(study, module.read_dataset(study, folder))
     run_folder = module._run_apps(study, first.silos, folder / "runs", "")
@@ -182,7 +186,9 @@ def test_baselines_stand_beside_the_result(folder: Path) -> None:
 
 
 def test_ctrl_c_leaves_the_finished_rounds_and_says_how_to_go_on(folder: Path) -> None:
-    text = STUDY.replace("PRIVACY", PLAIN).replace("UNIT", "").replace("MORE", "").replace("rounds = 3", "rounds = 50000")
+    text = (
+        STUDY.replace("PRIVACY", PLAIN).replace("UNIT", "").replace("MORE", "").replace("rounds = 3", "rounds = 50000")
+    )
     (folder / "study.toml").write_text(text)
     command = [str(Path(sys.executable).parent / "fedsilo-simulate"), "run", "study.toml"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -40,8 +40,13 @@ class Net:
 THINGS = Registry(kind="thing", classes=(Bare, Net))
 
 names = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True).filter(lambda name: not keyword.iskeyword(name))
-scalars = st.one_of(st.integers(-10**9, 10**9), st.floats(allow_nan=False, allow_infinity=False), st.booleans(),
-                    st.text(max_size=8), st.none())
+scalars = st.one_of(
+    st.integers(-(10**9), 10**9),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.text(max_size=8),
+    st.none(),
+)
 literals = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3), max_leaves=5)
 
 
@@ -51,29 +56,70 @@ def test_a_spec_survives_its_text(name: str, arguments: dict[str, Any]) -> None:
     assert parse_spec(str(spec)) == spec
 
 
-@pytest.mark.parametrize(("text", "name", "arguments"), [
-    ("logistic", "logistic", ()), ("logistic()", "logistic", ()), ("  mlp( hidden = [64, 32] ) ", "mlp", (("hidden", [64, 32]),)),
-    ("f(a=b)", "f", (("a", "b"),)), ('f(a="b")', "f", (("a", "b"),)), ("f(a=true)", "f", (("a", "true"),)),
-    ("f(a=-1.5e-3, b=True)", "f", (("a", -0.0015), ("b", True))),
-])
+@pytest.mark.parametrize(
+    ("text", "name", "arguments"),
+    [
+        ("logistic", "logistic", ()),
+        ("logistic()", "logistic", ()),
+        ("  mlp( hidden = [64, 32] ) ", "mlp", (("hidden", [64, 32]),)),
+        ("f(a=b)", "f", (("a", "b"),)),
+        ('f(a="b")', "f", (("a", "b"),)),
+        ("f(a=true)", "f", (("a", "true"),)),
+        ("f(a=-1.5e-3, b=True)", "f", (("a", -0.0015), ("b", True))),
+    ],
+)
 def test_specs_that_are_read(text: str, name: str, arguments: tuple[Any, ...]) -> None:
     assert parse_spec(text) == Spec(name=name, arguments=arguments)
 
 
-@pytest.mark.parametrize("text", [
-    "", "1", "f(1)", "f(*a)", "f(**a)", "f(a=1, a=2)", "f(a=1", "f.g()", "f()()", "f[0]", "f; g", "f\ng", "a=1", "f(class=1)",
-    "[f]", "'f'", "None", "f\0()", "f(a={[]: 1})", "f(a={**b})", "f(a=-'x')", f"f(a={'9' * 5000})",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1",
+        "f(1)",
+        "f(*a)",
+        "f(**a)",
+        "f(a=1, a=2)",
+        "f(a=1",
+        "f.g()",
+        "f()()",
+        "f[0]",
+        "f; g",
+        "f\ng",
+        "a=1",
+        "f(class=1)",
+        "[f]",
+        "'f'",
+        "None",
+        "f\0()",
+        "f(a={[]: 1})",
+        "f(a={**b})",
+        "f(a=-'x')",
+        f"f(a={'9' * 5000})",
+    ],
+)
 def test_texts_of_another_form_are_refused(text: str) -> None:
     with pytest.raises(SettingError):
         parse_spec(text)
 
 
-@pytest.mark.parametrize("hostile", [
-    "__import__('os').mkdir('{path}')", "f(a=__import__('os').mkdir('{path}'))", "f(a=(lambda: open('{path}', 'w'))())",
-    "f(a=[open('{path}', 'w') for x in [1]])", "lambda: open('{path}', 'w')", "f(a=open('{path}', 'w'))",
-    "f(a=f\"{{open('{path}', 'w')}}\")", "(f := open('{path}', 'w'))", "f(a=b.c)", "f(a=9**9**9)", "f(a=[b][0])",
-])
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "__import__('os').mkdir('{path}')",
+        "f(a=__import__('os').mkdir('{path}'))",
+        "f(a=(lambda: open('{path}', 'w'))())",
+        "f(a=[open('{path}', 'w') for x in [1]])",
+        "lambda: open('{path}', 'w')",
+        "f(a=open('{path}', 'w'))",
+        "f(a=f\"{{open('{path}', 'w')}}\")",
+        "(f := open('{path}', 'w'))",
+        "f(a=b.c)",
+        "f(a=9**9**9)",
+        "f(a=[b][0])",
+    ],
+)
 def test_hostile_specs_run_nothing(hostile: str, tmp_path: Path) -> None:
     target = tmp_path / "ran"
     for read in (parse_spec, THINGS.resolve):
@@ -82,10 +128,18 @@ def test_hostile_specs_run_nothing(hostile: str, tmp_path: Path) -> None:
     assert not target.exists()
 
 
-@pytest.mark.parametrize("nested", [
-    "f(a=" + "[" * 50_000, "f(a=" + "[" * 150 + "]" * 150 + ")", "f(a=" + "-" * 50_000 + "1)", "f(a=" + "1+" * 20_000 + "1)",
-    "f" * 10 + "(a=" + "f(a=" * 5_000, "(" * 50_000,
-], ids=["open", "lists", "signs", "sums", "calls", "brackets"])
+@pytest.mark.parametrize(
+    "nested",
+    [
+        "f(a=" + "[" * 50_000,
+        "f(a=" + "[" * 150 + "]" * 150 + ")",
+        "f(a=" + "-" * 50_000 + "1)",
+        "f(a=" + "1+" * 20_000 + "1)",
+        "f" * 10 + "(a=" + "f(a=" * 5_000,
+        "(" * 50_000,
+    ],
+    ids=["open", "lists", "signs", "sums", "calls", "brackets"],
+)
 def test_deep_nesting_is_refused_or_read_but_never_breaks_the_reader(nested: str) -> None:
     try:
         parse_spec(nested)
@@ -96,23 +150,27 @@ def test_deep_nesting_is_refused_or_read_but_never_breaks_the_reader(nested: str
 
 def test_arguments_become_the_members_fields() -> None:
     assert THINGS.resolve("net(column=a, hidden=[1, 2], activation=tanh, bias=false, rate=1)") == Net(
-        column="a", hidden=(1, 2), activation="tanh", bias=False, rate=1.0)
+        column="a", hidden=(1, 2), activation="tanh", bias=False, rate=1.0
+    )
     assert THINGS.resolve("net(column=b)") == THINGS.resolve('net(column="b")') == Net(column="b")
     assert THINGS.resolve("bare") == THINGS.resolve("bare()") == Bare()
     assert THINGS.names() == ("bare", "net")
 
 
-@pytest.mark.parametrize(("text", "sentence"), [
-    ("nett(column=a)", "there is no thing 'nett'; did you mean 'net'?"),
-    ("zzz()", "there is no thing 'zzz'; allowed are bare, net"),
-    ("net(colum=a)", "net has no argument 'colum'; did you mean 'column'?"),
-    ("bare(a=1)", "bare takes no arguments, 'a' was given"),
-    ("net()", "net needs the argument 'column'; write net(column=...)"),
-    ("net(column=a, hidden=['x'])", "net: hidden = ['x']: input should be a valid integer"),
-    ("net(column=a, rate=fast)", "net: rate = 'fast': input should be a valid number"),
-    ("net(column=a, activation=sin)", "net: activation = 'sin': input should be 'relu' or 'tanh'"),
-    ("net(column=1)", "net: column = 1: input should be a valid string"),
-])
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("nett(column=a)", "there is no thing 'nett'; did you mean 'net'?"),
+        ("zzz()", "there is no thing 'zzz'; allowed are bare, net"),
+        ("net(colum=a)", "net has no argument 'colum'; did you mean 'column'?"),
+        ("bare(a=1)", "bare takes no arguments, 'a' was given"),
+        ("net()", "net needs the argument 'column'; write net(column=...)"),
+        ("net(column=a, hidden=['x'])", "net: hidden = ['x']: input should be a valid integer"),
+        ("net(column=a, rate=fast)", "net: rate = 'fast': input should be a valid number"),
+        ("net(column=a, activation=sin)", "net: activation = 'sin': input should be 'relu' or 'tanh'"),
+        ("net(column=1)", "net: column = 1: input should be a valid string"),
+    ],
+)
 def test_what_is_wrong_is_said_in_one_sentence(text: str, sentence: str) -> None:
     with pytest.raises(SettingError) as caught:
         THINGS.resolve(text)
@@ -120,20 +178,37 @@ def test_what_is_wrong_is_said_in_one_sentence(text: str, sentence: str) -> None
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("sgd()", Sgd()), ("sgd(lr=0.2, momentum=0.9)", Sgd(lr=0.2, momentum=0.9)), ("adam", Adam()), ("adamw()", AdamW()),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sgd()", Sgd()),
+        ("sgd(lr=0.2, momentum=0.9)", Sgd(lr=0.2, momentum=0.9)),
+        ("adam", Adam()),
+        ("adamw()", AdamW()),
+    ],
+)
 def test_optimizers_are_found_by_name(text: str, expected: Any) -> None:
     assert OPTIMIZERS.resolve(text) == expected
 
 
-OUT_OF_RANGE = {"lr": ("0", "-1", "1e999"), "momentum": ("1", "-0.1"), "beta1": ("1.0", "-0.1"), "beta2": ("1.0", "-0.1"),
-                "weight_decay": ("-1", "1e999")}
+OUT_OF_RANGE = {
+    "lr": ("0", "-1", "1e999"),
+    "momentum": ("1", "-0.1"),
+    "beta1": ("1.0", "-0.1"),
+    "beta2": ("1.0", "-0.1"),
+    "weight_decay": ("-1", "1e999"),
+}
 
 
-@pytest.mark.parametrize(("optimizer", "key", "value"), [
-    (name, field.name, value) for name in OPTIMIZERS.names() for field in fields(OPTIMIZERS.member(name))
-    for value in OUT_OF_RANGE[field.name]])
+@pytest.mark.parametrize(
+    ("optimizer", "key", "value"),
+    [
+        (name, field.name, value)
+        for name in OPTIMIZERS.names()
+        for field in fields(OPTIMIZERS.member(name))
+        for value in OUT_OF_RANGE[field.name]
+    ],
+)
 def test_optimizers_refuse_values_out_of_range(optimizer: str, key: str, value: str) -> None:
     with pytest.raises(SettingError, match=rf"^{optimizer}\.{key} = .* is not allowed"):
         OPTIMIZERS.resolve(f"{optimizer}({key}={value})")
@@ -160,8 +235,12 @@ class Cat(Animal):
 """
 
 
-def test_adding_a_file_registers_it_and_listing_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    zoo = package(tmp_path, monkeypatch, cat=CAT, _hidden=CAT, stone="x = 1", bomb="class Bomb(Animal): ...\nraise SystemExit")
+def test_adding_a_file_registers_it_and_listing_imports_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zoo = package(
+        tmp_path, monkeypatch, cat=CAT, _hidden=CAT, stone="x = 1", bomb="class Bomb(Animal): ...\nraise SystemExit"
+    )
     assert zoo.names() == ("bomb", "cat")
     assert zoo.resolve("cat(lives=7)").lives == 7
     (tmp_path / "zoo" / "lion.py").write_text(CAT.replace("Cat", "Lion"), encoding="utf-8")
@@ -188,5 +267,3 @@ def test_names_in_a_sentence(members: list[object], text: str) -> None:
 def test_nearest_offers_one_name_or_all() -> None:
     assert nearest("epsilonn", ["delta", "epsilon"]) == "did you mean 'epsilon'?"
     assert nearest("xyz", ["delta", "epsilon"]) == "allowed are delta, epsilon"
-
-

@@ -48,8 +48,12 @@ def copied(state: State) -> tuple[np.ndarray, int, dict[str, np.ndarray]]:
 
 
 def same(left: Any, right: Any) -> bool:
-    return (np.array_equal(left[0], right[0]) and left[1] == right[1] and left[2].keys() == right[2].keys()
-            and all(np.array_equal(left[2][key], right[2][key]) for key in left[2]))
+    return (
+        np.array_equal(left[0], right[0])
+        and left[1] == right[1]
+        and left[2].keys() == right[2].keys()
+        and all(np.array_equal(left[2][key], right[2][key]) for key in left[2])
+    )
 
 
 def silo_half(strategy: Strategy, tensors: list[Any]) -> tuple[Any, Any]:
@@ -110,8 +114,10 @@ def test_the_silo_half_is_the_same_for_numpy_and_torch_and_modifies_nothing(stra
 @given(seed=seeds, order=st.permutations(range(SILOS)))
 def test_the_order_of_silos_does_not_matter(strategy: SumStrategy, seed: int, order: list[int]) -> None:
     weights, *updates = vectors(seed, SILOS + 1)
-    models = [strategy.aggregate(strategy.start(weights), sum(updates[silo] for silo in turn), float(SILOS)).weights
-              for turn in (range(SILOS), order)]
+    models = [
+        strategy.aggregate(strategy.start(weights), sum(updates[silo] for silo in turn), float(SILOS)).weights
+        for turn in (range(SILOS), order)
+    ]
     assert np.allclose(*models, rtol=1e-4, atol=1e-5)
 
 
@@ -125,25 +131,35 @@ def test_the_scale_of_the_silos_weights_does_not_matter(strategy: SumStrategy) -
 # --- oracles ------------------------------------------------------------------------------------------------
 
 
-def flower_round(theirs: Any, number: int, model: np.ndarray, updates: list[np.ndarray], weights: list[float]) -> np.ndarray:
+def flower_round(
+    theirs: Any, number: int, model: np.ndarray, updates: list[np.ndarray], weights: list[float]
+) -> np.ndarray:
     """Flower averages models, not updates; its configure_train keeps the model that it sends."""
     theirs.current_arrays = {"w": model}
     replies = []
     for update, weight in zip(updates, weights, strict=True):
-        content = RecordDict({"arrays": ArrayRecord({"w": Array(model + update)}),
-                              "metrics": MetricRecord({"num-examples": weight})})
+        content = RecordDict(
+            {"arrays": ArrayRecord({"w": Array(model + update)}), "metrics": MetricRecord({"num-examples": weight})}
+        )
         replies.append(Message(content=content, dst_node_id=1, message_type="train"))
     arrays, _ = theirs.aggregate_train(number, replies)
     return arrays["w"].numpy()
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [
-    (FedAvg(), lambda: flower.FedAvg()),
-    (FedProx(mu=0.3), lambda: flower.FedProx(proximal_mu=0.3)),
-    (FedAdam(), lambda: flower.FedAdam(eta=0.01, beta_1=0.9, beta_2=0.99, tau=1e-3)),
-    (FedAdam(lr=0.5, beta1=0.5, beta2=0.8, tau=0.1), lambda: flower.FedAdam(eta=0.5, beta_1=0.5, beta_2=0.8, tau=0.1)),
-    (FedAdam(beta1=0.0, beta2=0.0), lambda: flower.FedAdam(eta=0.01, beta_1=0.0, beta_2=0.0, tau=1e-3)),
-], ids=lambda item: str(item) if isinstance(item, Strategy) else "")
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (FedAvg(), lambda: flower.FedAvg()),
+        (FedProx(mu=0.3), lambda: flower.FedProx(proximal_mu=0.3)),
+        (FedAdam(), lambda: flower.FedAdam(eta=0.01, beta_1=0.9, beta_2=0.99, tau=1e-3)),
+        (
+            FedAdam(lr=0.5, beta1=0.5, beta2=0.8, tau=0.1),
+            lambda: flower.FedAdam(eta=0.5, beta_1=0.5, beta_2=0.8, tau=0.1),
+        ),
+        (FedAdam(beta1=0.0, beta2=0.0), lambda: flower.FedAdam(eta=0.01, beta_1=0.0, beta_2=0.0, tau=1e-3)),
+    ],
+    ids=lambda item: str(item) if isinstance(item, Strategy) else "",
+)
 @pytest.mark.parametrize("weights", [[1.0] * SILOS, [1.0, 2.0, 3.0, 0.5]], ids=["uniform", "declared"])
 def test_eight_rounds_are_flowers(ours: SumStrategy, theirs: Any, weights: list[float]) -> None:
     theirs = theirs()
@@ -192,10 +208,23 @@ def test_fedavg_by_hand() -> None:
 # --- settings and seams -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", [
-    "fedprox(mu=-1)", "fedprox(mu=1e999)", "fedadam(lr=0)", "fedadam(lr=1e999)", "fedadam(beta1=1)", "fedadam(beta1=-0.1)",
-    "fedadam(beta2=1.0)", "fedadam(beta2=-1)", "fedadam(tau=0)", "fedadam(tau=1e999)", "fedavg(mu=1)", "fedprox(nu=1)",
-])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "fedprox(mu=-1)",
+        "fedprox(mu=1e999)",
+        "fedadam(lr=0)",
+        "fedadam(lr=1e999)",
+        "fedadam(beta1=1)",
+        "fedadam(beta1=-0.1)",
+        "fedadam(beta2=1.0)",
+        "fedadam(beta2=-1)",
+        "fedadam(tau=0)",
+        "fedadam(tau=1e999)",
+        "fedavg(mu=1)",
+        "fedprox(nu=1)",
+    ],
+)
 def test_arguments_out_of_range_are_refused(spec: str) -> None:
     with pytest.raises(SettingError, match=spec.split("(")[0]):
         STRATEGIES.resolve(spec)

@@ -28,8 +28,17 @@ from strategies.fedprox import FedProx
 from strategies.optimizers import Adam, AdamW, Sgd
 
 SHAPE = Shape(inputs=(4,), outputs=1, task="classification")
-PLAIN = Plan(private=False, sampling_rate=0.5, steps=6, expected_batch_size=10, max_records_per_unit=1, clip_norm=0.5,
-             noise_multiplier=0.0, optimizer=Sgd(lr=0.5), seed=3)
+PLAIN = Plan(
+    private=False,
+    sampling_rate=0.5,
+    steps=6,
+    expected_batch_size=10,
+    max_records_per_unit=1,
+    clip_norm=0.5,
+    noise_multiplier=0.0,
+    optimizer=Sgd(lr=0.5),
+    seed=3,
+)
 PRIVATE = replace(PLAIN, private=True, noise_multiplier=1.0)
 MLP = "mlp(hidden=[5])"
 
@@ -37,8 +46,11 @@ MLP = "mlp(hidden=[5])"
 def part_of(rows: int, records_per_unit: int = 1) -> Part:
     random = np.random.default_rng(0)
     x = random.normal(size=(rows, 4)).astype(np.float32)
-    return Part(x=torch.from_numpy(x), y=torch.from_numpy((x[:, 0] + x[:, 1] > 0).astype(np.int64)),
-                unit_of_row=np.arange(rows) // records_per_unit)
+    return Part(
+        x=torch.from_numpy(x),
+        y=torch.from_numpy((x[:, 0] + x[:, 1] > 0).astype(np.int64)),
+        unit_of_row=np.arange(rows) // records_per_unit,
+    )
 
 
 def trained(plan: Plan, part: Part | None = None, strategy: SumStrategy | None = None, spec: str = MLP) -> np.ndarray:
@@ -97,10 +109,16 @@ def by_torch(plan: Plan, part: Part, optimizer: type[torch.optim.Optimizer], **s
 
 OPTIMIZERS = {
     "sgd": (Sgd(lr=0.5), torch.optim.SGD, {"lr": 0.5}),
-    "momentum": (Sgd(lr=0.2, momentum=0.9, weight_decay=0.1), torch.optim.SGD,
-                 {"lr": 0.2, "momentum": 0.9, "weight_decay": 0.1}),
-    "adam": (Adam(lr=0.05, beta1=0.8, beta2=0.95, weight_decay=0.1), torch.optim.Adam,
-             {"lr": 0.05, "betas": (0.8, 0.95), "weight_decay": 0.1}),
+    "momentum": (
+        Sgd(lr=0.2, momentum=0.9, weight_decay=0.1),
+        torch.optim.SGD,
+        {"lr": 0.2, "momentum": 0.9, "weight_decay": 0.1},
+    ),
+    "adam": (
+        Adam(lr=0.05, beta1=0.8, beta2=0.95, weight_decay=0.1),
+        torch.optim.Adam,
+        {"lr": 0.05, "betas": (0.8, 0.95), "weight_decay": 0.1},
+    ),
     "adamw": (AdamW(lr=0.05), torch.optim.AdamW, {"lr": 0.05, "weight_decay": 0.01}),
 }
 
@@ -116,8 +134,9 @@ def test_plain_training_is_torchs(name: str) -> None:
 def test_private_training_in_the_limit_of_no_noise_and_no_clipping_is_torchs(name: str) -> None:
     """At rate 1 both take every unit; a clip norm of 1000 clips nothing, noise of 1e-9 clip norms is below the grid."""
     ours, theirs, settings = OPTIMIZERS[name]
-    plan = replace(PRIVATE, optimizer=ours, sampling_rate=1.0, clip_norm=1000.0, noise_multiplier=1e-9,
-                   expected_batch_size=20)
+    plan = replace(
+        PRIVATE, optimizer=ours, sampling_rate=1.0, clip_norm=1000.0, noise_multiplier=1e-9, expected_batch_size=20
+    )
     expected = by_torch(plan, part_of(20), theirs, **settings)
     # the grid of 1000 * 2^-20 on a sum over 20 units bounds how close the two can be
     np.testing.assert_allclose(trained(plan), expected, atol=5e-2 if "adam" in name else 2e-3)

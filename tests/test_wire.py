@@ -31,13 +31,24 @@ CLASSES = (*wire.INSTRUCTIONS, *wire.REPLIES)
 texts = st.text(max_size=10)
 counts = st.integers(0, 10**9)
 vectors = arrays(np.float32, st.integers(0, 8), elements=st.floats(width=32))
-VALUES = {"str": texts, "int": counts, "float": st.floats(allow_nan=False, allow_infinity=False), "Vector": vectors,
-          "Mapping[str, Vector]": st.dictionaries(texts, vectors, max_size=3)}
-messages = st.one_of([
-    st.builds(cls, **{field.name: VALUES[str(field.type)] for field in fields(cls)}) for cls in CLASSES])
+VALUES = {
+    "str": texts,
+    "int": counts,
+    "float": st.floats(allow_nan=False, allow_infinity=False),
+    "Vector": vectors,
+    "Mapping[str, Vector]": st.dictionaries(texts, vectors, max_size=3),
+}
+messages = st.one_of(
+    [st.builds(cls, **{field.name: VALUES[str(field.type)] for field in fields(cls)}) for cls in CLASSES]
+)
 SAMPLES = (
-    wire.Train(manifest="{}", round=3, received=2, weights=np.arange(5, dtype=np.float32),
-               broadcast={"c": np.ones(2, np.float32), "a": np.zeros(0, np.float32)}),
+    wire.Train(
+        manifest="{}",
+        round=3,
+        received=2,
+        weights=np.arange(5, dtype=np.float32),
+        broadcast={"c": np.ones(2, np.float32), "a": np.zeros(0, np.float32)},
+    ),
     wire.Update(silo="s", round=1, update=np.float32([1, -2])),
     wire.Accept(silo="s", weight=1.5),
     wire.Refused(code="budget"),
@@ -56,6 +67,7 @@ def plain(message: Any) -> dict[str, Any]:
         if isinstance(item, np.ndarray):
             return (str(item.dtype), item.shape, item.tobytes())
         return {key: value(part) for key, part in item.items()} if isinstance(item, dict) else item
+
     return {field.name: value(getattr(message, field.name)) for field in fields(message)}
 
 
@@ -100,7 +112,9 @@ def test_the_bytes_are_a_function_of_the_values_alone() -> None:
 
 
 def test_bytes_written_by_hand_are_read() -> None:
-    payload = crafted("Update", '{"round": 7, "silo": "s"}', struct.pack("<2f", 1.5, -2), update=tensor("F32", [2], 0, 8))
+    payload = crafted(
+        "Update", '{"round": 7, "silo": "s"}', struct.pack("<2f", 1.5, -2), update=tensor("F32", [2], 0, 8)
+    )
     message = wire.unpack(payload, (wire.Update,))
     assert (message.silo, message.round, message.update.tolist()) == ("s", 7, [1.5, -2.0])
 
@@ -108,25 +122,64 @@ def test_bytes_written_by_hand_are_read() -> None:
 # --- what is no message -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("payload", [
-    b"", b"\0" * 7, b"\0" * 8, b"\xff" * 64, raw(b"{"), raw({}), raw([]), raw("x"), raw({"__metadata__": None}),
-    raw({"__metadata__": {}}), raw({"__metadata__": {"message": '{"kind": "Refused"}'}}), raw({"__metadata__": {"message": "3"}}),
-    raw(b'{"__metadata__":' + b"[" * 100_000),
-    crafted("Nothing", "{}"), crafted("Train", '{"code": "x"}'), crafted("Refused", ""), crafted("Refused", "[" * 100_000),
-    crafted("Refused", "{}"), crafted("Refused", "[]"), crafted("Refused", "3"), crafted("Refused", '{"code": 3}'),
-    crafted("Refused", '{"code": null}'), crafted("Refused", '{"code": "x", "text": "y"}'), crafted("Refused", '{"code": ["x"]}'),
-    crafted("Refused", '{"code": "x"}', b"\0" * 4, extra=tensor("F32", [1], 0, 4)),
-    crafted("Refused", "{}", b"\0" * 4, code=tensor("F32", [1], 0, 4)),
-    *(crafted("Accept", f'{{"silo": "s", "weight": {weight}}}')
-      for weight in ("NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400, "true", '"1"', "null", "[1]")),
-    *(crafted("Update", f'{{"silo": "s", "round": {number}}}', b"\0" * 4, update=tensor("F32", [1], 0, 4))
-      for number in ("1.0", "true", '"1"', "null")),
-    *(crafted("Update", '{"silo": "s", "round": 1}', b"\0" * size, update=tensor(dtype, shape, 0, size))
-      for dtype, shape, size in (("F64", [1], 8), ("F16", [1], 2), ("BF16", [1], 2), ("F8_E4M3", [1], 1), ("I32", [1], 4),
-                                 ("BOOL", [1], 1), ("C64", [1], 8), ("F32", [1, 1], 4), ("F32", [], 4), ("F32", [2], 4))),
-    crafted("Update", '{"silo": "s", "round": 1, "update": [1.0]}'), crafted("Update", '{"silo": "s", "round": 1}'),
-    wire.pack(SAMPLES[0]) + b"\0",
-], ids=lambda payload: repr(payload[8:100]))
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\0" * 7,
+        b"\0" * 8,
+        b"\xff" * 64,
+        raw(b"{"),
+        raw({}),
+        raw([]),
+        raw("x"),
+        raw({"__metadata__": None}),
+        raw({"__metadata__": {}}),
+        raw({"__metadata__": {"message": '{"kind": "Refused"}'}}),
+        raw({"__metadata__": {"message": "3"}}),
+        raw(b'{"__metadata__":' + b"[" * 100_000),
+        crafted("Nothing", "{}"),
+        crafted("Train", '{"code": "x"}'),
+        crafted("Refused", ""),
+        crafted("Refused", "[" * 100_000),
+        crafted("Refused", "{}"),
+        crafted("Refused", "[]"),
+        crafted("Refused", "3"),
+        crafted("Refused", '{"code": 3}'),
+        crafted("Refused", '{"code": null}'),
+        crafted("Refused", '{"code": "x", "text": "y"}'),
+        crafted("Refused", '{"code": ["x"]}'),
+        crafted("Refused", '{"code": "x"}', b"\0" * 4, extra=tensor("F32", [1], 0, 4)),
+        crafted("Refused", "{}", b"\0" * 4, code=tensor("F32", [1], 0, 4)),
+        *(
+            crafted("Accept", f'{{"silo": "s", "weight": {weight}}}')
+            for weight in ("NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400, "true", '"1"', "null", "[1]")
+        ),
+        *(
+            crafted("Update", f'{{"silo": "s", "round": {number}}}', b"\0" * 4, update=tensor("F32", [1], 0, 4))
+            for number in ("1.0", "true", '"1"', "null")
+        ),
+        *(
+            crafted("Update", '{"silo": "s", "round": 1}', b"\0" * size, update=tensor(dtype, shape, 0, size))
+            for dtype, shape, size in (
+                ("F64", [1], 8),
+                ("F16", [1], 2),
+                ("BF16", [1], 2),
+                ("F8_E4M3", [1], 1),
+                ("I32", [1], 4),
+                ("BOOL", [1], 1),
+                ("C64", [1], 8),
+                ("F32", [1, 1], 4),
+                ("F32", [], 4),
+                ("F32", [2], 4),
+            )
+        ),
+        crafted("Update", '{"silo": "s", "round": 1, "update": [1.0]}'),
+        crafted("Update", '{"silo": "s", "round": 1}'),
+        wire.pack(SAMPLES[0]) + b"\0",
+    ],
+    ids=lambda payload: repr(payload[8:100]),
+)
 def test_bytes_that_are_no_reply_are_refused(payload: bytes) -> None:
     with pytest.raises(ProtocolError):
         wire.unpack(payload, wire.REPLIES)
@@ -136,8 +189,10 @@ def test_bytes_that_are_no_reply_are_refused(payload: bytes) -> None:
 def test_a_wrong_vector_inside_a_mapping_is_refused(broadcast: dict[str, Any]) -> None:
     values = '{"manifest": "m", "round": 1, "received": 0}'
     with pytest.raises(ProtocolError, match="wrong type"):
-        wire.unpack(crafted("Train", values, b"\0" * 12, **{"broadcast/a": broadcast, "weights": tensor("F32", [1], 8, 12)}),
-                    wire.INSTRUCTIONS)
+        wire.unpack(
+            crafted("Train", values, b"\0" * 12, **{"broadcast/a": broadcast, "weights": tensor("F32", [1], 8, 12)}),
+            wire.INSTRUCTIONS,
+        )
 
 
 def test_a_message_of_a_class_that_is_not_expected_is_refused() -> None:
@@ -176,12 +231,19 @@ def test_damaged_bytes_are_refused_or_are_another_message(scaled: Callable[..., 
     assert refused > count / 2
 
 
-@pytest.mark.parametrize("record", [
-    RecordDict(), RecordDict({"other": ArrayRecord({})}), RecordDict({"fedsilo": ArrayRecord({})}),
-    RecordDict({"fedsilo": ConfigRecord({"payload": b"x"})}),
-    RecordDict({"fedsilo": ArrayRecord({"payload": Array(np.zeros(3, np.float32))})}),
-    wire.payload_to_record(b""), wire.payload_to_record(b"garbage"),
-], ids=range(7))
+@pytest.mark.parametrize(
+    "record",
+    [
+        RecordDict(),
+        RecordDict({"other": ArrayRecord({})}),
+        RecordDict({"fedsilo": ArrayRecord({})}),
+        RecordDict({"fedsilo": ConfigRecord({"payload": b"x"})}),
+        RecordDict({"fedsilo": ArrayRecord({"payload": Array(np.zeros(3, np.float32))})}),
+        wire.payload_to_record(b""),
+        wire.payload_to_record(b"garbage"),
+    ],
+    ids=range(7),
+)
 def test_records_of_another_form_are_refused(record: RecordDict) -> None:
     with pytest.raises(ProtocolError):
         wire.from_record(record, CLASSES)
@@ -190,8 +252,11 @@ def test_records_of_another_form_are_refused(record: RecordDict) -> None:
 # --- marks --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("cls", "field"), [(cls, field) for cls in CLASSES for field in fields(cls)],
-                         ids=lambda item: getattr(item, "__name__", None) or item.name)
+@pytest.mark.parametrize(
+    ("cls", "field"),
+    [(cls, field) for cls in CLASSES for field in fields(cls)],
+    ids=lambda item: getattr(item, "__name__", None) or item.name,
+)
 def test_every_field_says_how_it_is_seen_and_what_protects_it(cls: type, field: Any) -> None:
     assert isinstance(field.metadata["seen"], wire.Seen)
     assert isinstance(field.metadata["privacy"], wire.Protection)
@@ -200,12 +265,18 @@ def test_every_field_says_how_it_is_seen_and_what_protects_it(cls: type, field: 
 
 
 def test_the_report_explains_no_field_that_does_not_exist() -> None:
-    assert set(report._WHAT_TRAVELS) == {f"{cls.__name__}.{field.name}" for cls in wire.REPLIES for field in fields(cls)}
+    assert set(report._WHAT_TRAVELS) == {
+        f"{cls.__name__}.{field.name}" for cls in wire.REPLIES for field in fields(cls)
+    }
 
 
 def test_what_may_rest_on_records_is_released_or_named_exact() -> None:
-    guarded = {f"{cls.__name__}.{f.name}": f.metadata["privacy"] for cls in CLASSES for f in fields(cls)
-               if f.metadata["privacy"] != wire.Protection.PUBLIC}
+    guarded = {
+        f"{cls.__name__}.{f.name}": f.metadata["privacy"]
+        for cls in CLASSES
+        for f in fields(cls)
+        if f.metadata["privacy"] != wire.Protection.PUBLIC
+    }
     assert guarded == {"Update.update": wire.Protection.RELEASED, "Refused.code": wire.Protection.EXACT}
 
 
@@ -216,11 +287,17 @@ def test_every_instruction_has_a_message_type_of_flowers() -> None:
 
 
 def test_egress_facts_are_sizes_and_hashes_of_the_values() -> None:
-    expected = [("Update.silo", b'"s"', "public"), ("Update.round", b"1", "public"),
-                ("Update.update", struct.pack("<2f", 1, -2), "released")]
+    expected = [
+        ("Update.silo", b'"s"', "public"),
+        ("Update.round", b"1", "public"),
+        ("Update.update", struct.pack("<2f", 1, -2), "released"),
+    ]
     assert wire.facts(SAMPLES[1]) == tuple(
-        wire.FieldFacts(field=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), seen="clear", privacy=privacy)
-        for name, data, privacy in expected)
+        wire.FieldFacts(
+            field=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), seen="clear", privacy=privacy
+        )
+        for name, data, privacy in expected
+    )
     broadcast = wire.facts(SAMPLES[0])[-1]
     data = b"a\0" + b"c\0" + struct.pack("<2f", 1, 1)
     assert (broadcast.size_bytes, broadcast.sha256) == (len(data), hashlib.sha256(data).hexdigest())

@@ -2,7 +2,8 @@
 
 A numeric feature with public bounds [min, max] becomes sqrt(3) (2 (t(v) - t(min)) / (t(max) - t(min)) - 1), with t the
 identity or the logarithm: a value spread evenly over its bounds then has mean 0 and variance 1. A missing value is 0,
-beside a column that says so. A categorical feature becomes one column a value. What fell outside the schema is counted for the silo's own log and goes nowhere else.
+beside a column that says so. A categorical feature becomes one column a value. What fell outside the schema is counted
+for the silo's own log and goes nowhere else.
 """
 
 from __future__ import annotations
@@ -50,12 +51,15 @@ def encode(name: str, series: pl.Series, feature: Feature) -> Encoded:
     Raises:
         DataError: a value is missing or outside where the study says `refuse`, or is no number.
     """
-    if isinstance(feature, NumericFeature):
-        encoded = _numeric(name, series, feature)
-    else:
-        encoded = _categorical(series, feature)
-    for what, count, rule in (("missing", encoded.missing, feature.missing), ("outside", encoded.outside,
-                                                                              feature.outside)):
+    match feature:
+        case NumericFeature():
+            encoded = _numeric(name, series, feature)
+        case CategoricalFeature():
+            encoded = _categorical(series, feature)
+    for what, count, rule in (
+        ("missing", encoded.missing, feature.missing),
+        ("outside", encoded.outside, feature.outside),
+    ):
         if count and rule == "refuse":
             raise DataError(f"column '{name}' has {count} rows that are {what}, and the study says {what} = 'refuse'")
     return encoded
@@ -88,8 +92,9 @@ def _categorical(series: pl.Series, feature: CategoricalFeature) -> Encoded:
     return _with_indicator(columns, missing | outside, int(missing.sum()), int(outside.sum()), feature)
 
 
-def _with_indicator(columns: NDArray[np.generic], absent: NDArray[np.bool_], missing: int, outside: int,
-                    feature: Feature) -> Encoded:
+def _with_indicator(
+    columns: NDArray[np.generic], absent: NDArray[np.bool_], missing: int, outside: int, feature: Feature
+) -> Encoded:
     parts = [columns, absent[:, None]] if feature.missing == "indicator" else [columns]
     return Encoded(columns=np.concatenate(parts, axis=1).astype(np.float32), missing=missing, outside=outside)
 

@@ -55,8 +55,10 @@ def load(path: Path, study: Study, rename: Mapping[str, str]) -> Records:
     try:
         frame = frame.rename({old: new for old, new in rename.items() if old in frame.columns})
     except pl.exceptions.DuplicateError:
-        raise DataError(f"the rename table of {path.name} gives a column a name that another column has; rename each "
-                        "column to a name of its own") from None
+        raise DataError(
+            f"the rename table of {path.name} gives a column a name that another column has; rename each "
+            "column to a name of its own"
+        ) from None
     return records_of(frame, study)
 
 
@@ -71,8 +73,11 @@ def records_of(frame: pl.DataFrame, study: Study) -> Records:
     encoded = {name: encode(name, frame[name], feature) for name, feature in data.features.items()}
     x = np.concatenate([entry.columns for entry in encoded.values()], axis=1)
     y = _target(frame[str(data.target)], study)
-    notes = [f"column '{name}': {entry.missing} rows missing, {entry.outside} outside the public schema"
-             for name, entry in encoded.items() if entry.missing or entry.outside]
+    notes = [
+        f"column '{name}': {entry.missing} rows missing, {entry.outside} outside the public schema"
+        for name, entry in encoded.items()
+        if entry.missing or entry.outside
+    ]
     keys = unit_keys(frame, data.unit)
     held_out = held_out_rows(keys, study.file.study.seed, data.test_share)
     return Records(train=part(x, y, keys, ~held_out), held_out=part(x, y, keys, held_out), notes=tuple(notes))
@@ -106,13 +111,17 @@ def _target(series: pl.Series, study: Study) -> NDArray[np.generic]:
     classes = class_texts(data.classes)
     unknown = (~texts.is_in(classes)).arg_true()
     if len(unknown):
-        raise DataError(f"column '{series.name}', row {unknown[0] + 1}: '{texts[int(unknown[0])]}' is none of the "
-                        f"study's classes {', '.join(classes)}")
+        raise DataError(
+            f"column '{series.name}', row {unknown[0] + 1}: '{texts[int(unknown[0])]}' is none of the "
+            f"study's classes {', '.join(classes)}"
+        )
     index = {name: number for number, name in enumerate(classes)}
     return np.array([index[str(text)] for text in texts.to_list()], dtype=np.int64)
 
 
 def _no_gaps(name: str, absent: NDArray[np.bool_]) -> None:
     if absent.any():
-        raise DataError(f"target column '{name}', row {int(absent.argmax()) + 1}: the value is missing or NaN "
-                        f"({int(absent.sum())} rows in all); remove these rows or complete them")
+        raise DataError(
+            f"target column '{name}', row {int(absent.argmax()) + 1}: the value is missing or NaN "
+            f"({int(absent.sum())} rows in all); remove these rows or complete them"
+        )

@@ -55,8 +55,9 @@ class Shape:
         if data.kind != "tabular":
             raise SettingError(f"data.kind = '{data.kind}' is not part of this version; use 'tabular'")
         if task == "classification" and data.classes is None:
-            raise SettingError("data.classes is missing: write the classes of the target, for example "
-                               "classes = [\"no\", \"yes\"]")
+            raise SettingError(
+                'data.classes is missing: write the classes of the target, for example classes = ["no", "yes"]'
+            )
         return cls.of(inputs=(data.input_width,), classes=len(data.classes or ()), task=task)
 
 
@@ -83,8 +84,10 @@ def build(model: Model, shape: Shape, seed: int) -> nn.Module:
         module = model.build(shape)
     for name, part in module.named_modules():
         if isinstance(part, _BatchNorm):
-            raise SettingError(f"model part '{name}' is {type(part).__name__}, which mixes the records of a batch; "
-                               "use GroupNorm or LayerNorm")
+            raise SettingError(
+                f"model part '{name}' is {type(part).__name__}, which mixes the records of a batch; "
+                "use GroupNorm or LayerNorm"
+            )
     return module
 
 

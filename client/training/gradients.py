@@ -32,8 +32,9 @@ _SHRINK = 1.0 - 2.0**-20  # rounding of the float32 sum can never lift a unit ab
 _TILE_ROWS, _LANES = 16, 4
 
 
-def clipped_sum(model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: NDArray[np.int64],
-                clip_norm: float) -> NDArray[np.float64]:
+def clipped_sum(
+    model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: NDArray[np.int64], clip_norm: float
+) -> NDArray[np.float64]:
     """Return the sum over units of each unit's mean gradient, clipped to `clip_norm`.
 
     Args:
@@ -99,8 +100,9 @@ def _per_row_gradients(model: nn.Module, loss: RowLoss, x: torch.Tensor, y: torc
     for slot in layout_of(model).slots:
         parameter = parameters[slot.name]
         sample = getattr(parameter, "grad_sample", None)
-        rows.append(x.new_zeros(len(place_N), slot.size) if sample is None
-                    else sample.reshape(len(x), slot.size)[place_N])
+        rows.append(
+            x.new_zeros(len(place_N), slot.size) if sample is None else sample.reshape(len(x), slot.size)[place_N]
+        )
         parameter.grad_sample = None  # type: ignore[attr-defined]
         parameter.grad = None
     return torch.cat(rows, dim=1)

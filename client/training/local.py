@@ -145,11 +145,14 @@ class _Rows:
 def _torch_optimizer(weight: torch.Tensor, optimizer: Optimizer) -> torch.optim.Optimizer:
     match optimizer:
         case Sgd():
-            return torch.optim.SGD([weight], lr=optimizer.lr, momentum=optimizer.momentum,
-                                   weight_decay=optimizer.weight_decay)
+            return torch.optim.SGD(
+                [weight], lr=optimizer.lr, momentum=optimizer.momentum, weight_decay=optimizer.weight_decay
+            )
         case Adam():
-            return torch.optim.Adam([weight], lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2),
-                                    weight_decay=optimizer.weight_decay)
+            return torch.optim.Adam(
+                [weight], lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), weight_decay=optimizer.weight_decay
+            )
         case AdamW():
-            return torch.optim.AdamW([weight], lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2),
-                                     weight_decay=optimizer.weight_decay)
+            return torch.optim.AdamW(
+                [weight], lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), weight_decay=optimizer.weight_decay
+            )

@@ -52,8 +52,9 @@ class SecretRandom:
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
 
-def add_noise(clipped_sum: NDArray[np.float64], *, clip_norm: float, noise_multiplier: float,
-              random: SecretRandom) -> NDArray[np.float64]:
+def add_noise(
+    clipped_sum: NDArray[np.float64], *, clip_norm: float, noise_multiplier: float, random: SecretRandom
+) -> NDArray[np.float64]:
     """Return the Gaussian mechanism's output for a sum of vectors that are each clipped to `clip_norm`.
 
     Args:

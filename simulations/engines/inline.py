@@ -55,8 +55,9 @@ class InlineGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         return list(self._contexts)
 
-    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str,
-                       ttl: float | None = None) -> Message:
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -78,15 +79,25 @@ class InlineGrid(Grid):
     def _answer(self, message: Message) -> Message:
         lost = message.metadata.message_type == "train" and self._random.random() < self._dropout
         before_training = lost and self._random.random() < 0.5
-        reply = None if before_training else self._client_app(
-            deepcopy(message), self._contexts[message.metadata.dst_node_id])
+        reply = (
+            None
+            if before_training
+            else self._client_app(deepcopy(message), self._contexts[message.metadata.dst_node_id])
+        )
         if lost or reply is None:
             return Message(Error(code=ErrorCode.NODE_UNAVAILABLE, reason="Node Unavailable"), reply_to=message)
         return reply
 
 
-def run(server_app: ServerApp, client_app: ClientApp, *, silos: list[Path], run_config: dict[str, str], dropout: float,
-        seed: int) -> RecordDict:
+def run(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    *,
+    silos: list[Path],
+    run_config: dict[str, str],
+    dropout: float,
+    seed: int,
+) -> RecordDict:
     """Run the server app over silo folders to its end and return what it left in its Context.
 
     Args:
@@ -101,8 +112,12 @@ def run(server_app: ServerApp, client_app: ClientApp, *, silos: list[Path], run_
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, _SERVER_NODE, 1
     contexts = {
         _SERVER_NODE + 1 + number: Context(
-            run_id=1, node_id=_SERVER_NODE + 1 + number, run_config=dict(run_config), state=RecordDict(),
-            node_config={"partition-id": number, "num-partitions": len(silos)})
+            run_id=1,
+            node_id=_SERVER_NODE + 1 + number,
+            run_config=dict(run_config),
+            state=RecordDict(),
+            node_config={"partition-id": number, "num-partitions": len(silos)},
+        )
         for number in range(len(silos))
     }
     context = Context(run_id=1, node_id=_SERVER_NODE, node_config={}, state=RecordDict(), run_config=dict(run_config))

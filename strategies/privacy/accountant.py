@@ -58,9 +58,7 @@ def epsilon(
         return math.inf
     gaussians = tuple(event for event in merged if isinstance(event, Gaussian))
     if not amplification:
-        gaussians = tuple(
-            Gaussian(noise_multiplier=event.noise_multiplier, steps=event.steps) for event in gaussians
-        )
+        gaussians = tuple(Gaussian(noise_multiplier=event.noise_multiplier, steps=event.steps) for event in gaussians)
     if not gaussians:
         return 0.0
     if accountant == "rdp":
@@ -89,8 +87,9 @@ def epsilon_at_order(events: Iterable[Event], delta: float, order: float) -> flo
     return round_up(_rdp_epsilon(gaussians, delta, (order,))) if gaussians else 0.0
 
 
-def calibrate(target_epsilon: float, delta: float, *, sampling_rate: float, steps: int,
-              accountant: Accountant = "pld") -> float:
+def calibrate(
+    target_epsilon: float, delta: float, *, sampling_rate: float, steps: int, accountant: Accountant = "pld"
+) -> float:
     """Return the smallest noise multiplier (4 decimals, rounded up) whose epsilon is at most the target.
 
     Args:

@@ -31,8 +31,16 @@ _POINTS, _MARKED, _BARS, _NAME = 150, 40, 20, 26  # most points of a curve; of o
 
 _INK, _MUTED, _RULE, _TRACK = "#0a0101", "#0a0202", "#0a0303", "#0a0404"
 _ONE, _TWO, _THREE, _BG = "#0a0505", "#0a0606", "#0a0707", "#0a0808"
-_VARIABLE = {_INK: "ink", _MUTED: "muted", _RULE: "rule", _TRACK: "track", _ONE: "one", _TWO: "two", _THREE: "three",
-             _BG: "bg"}
+_VARIABLE = {
+    _INK: "ink",
+    _MUTED: "muted",
+    _RULE: "rule",
+    _TRACK: "track",
+    _ONE: "one",
+    _TWO: "two",
+    _THREE: "three",
+    _BG: "bg",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +113,9 @@ def epsilon_chart(title: str, points: Sequence[tuple[int, float]], planned: int,
         axes = _axes(figure, "round", "ε")
         axes.plot([0, some[0][0]], [0.0, some[0][1]], color=_ONE, linewidth=2, alpha=0.5)
         axes.plot(*zip(*some, strict=True), color=_ONE, linewidth=2, marker=_marker(some), markersize=4)
-        axes.annotate(privacy(high), (last, high), (2, -22), textcoords="offset points", ha="right", color=_ONE,
-                      fontweight="bold")
+        axes.annotate(
+            privacy(high), (last, high), (2, -22), textcoords="offset points", ha="right", color=_ONE, fontweight="bold"
+        )
         if target is not None:
             axes.axhline(target, color=_TWO, linewidth=1.5, linestyle=(0, (6, 3)))
             axes.annotate(f"planned ε = {privacy(target)}", (0, target), (4, 5), textcoords="offset points", color=_TWO)
@@ -154,8 +163,10 @@ def budget_chart(title: str, spending: Sequence[Spending]) -> Chart:
     shown = worst[:_BARS]
     over = sum(entry.share >= 0.8 for entry in spending)
     rest = f"The {len(shown)} silos that have spent most are shown, of {len(worst)}. " if len(worst) > _BARS else ""
-    text = (f"{rest}{worst[0].silo} has spent {privacy(worst[0].spent)} of ε = {privacy(worst[0].budget)}; "
-            f"{over or 'none'} of {_times(len(worst), 'silo')} at 80 % or more{' (hatched)' if over else ''}.")
+    text = (
+        f"{rest}{worst[0].silo} has spent {privacy(worst[0].spent)} of ε = {privacy(worst[0].budget)}; "
+        f"{over or 'none'} of {_times(len(worst), 'silo')} at 80 % or more{' (hatched)' if over else ''}."
+    )
     return _chart("budget", title, text, 62 + 30 * len(shown), lambda figure: _bars(figure, shown))
 
 
@@ -170,8 +181,10 @@ def participation_chart(title: str, rounds: Sequence[Attendance]) -> Chart:
     some = [max(rounds[a + 1 : b + 1], key=lambda one: (not one.aggregated, one.dropped)) for a, b in pairwise(ends)]
 
     lost, idle = sum(entry.dropped for entry in rounds), sum(not entry.aggregated for entry in rounds)
-    text = (f"{_times(sum(entry.cohort for entry in rounds), 'request')} in {_times(len(rounds), 'round')}; "
-            f"{lost or 'none'} brought no update; {_times(idle, 'round')} left the model as it was.")
+    text = (
+        f"{_times(sum(entry.cohort for entry in rounds), 'request')} in {_times(len(rounds), 'round')}; "
+        f"{lost or 'none'} brought no update; {_times(idle, 'round')} left the model as it was."
+    )
     if len(some) < len(rounds):
         text += f" Drawn are {len(some)} rounds, the worst of each stretch."
     return _chart("participation", title, text, 230, lambda figure: _attendance(figure, some))
@@ -188,8 +201,15 @@ def thin(count: int, most: int = _POINTS) -> list[int]:
 def _panel(axes: Axes, x: Sequence[int], values: Sequence[float | None], curve: Curve) -> None:
     _dress(axes)
     looks = [(_TWO, (0, (6, 3))), (_THREE, (0, (1, 1.6)))]
-    axes.plot(x, [math.nan if value is None else value for value in values], color=_ONE, linewidth=2, marker=_marker(x),
-              markersize=3.5, label="this run")
+    axes.plot(
+        x,
+        [math.nan if value is None else value for value in values],
+        color=_ONE,
+        linewidth=2,
+        marker=_marker(x),
+        markersize=3.5,
+        label="this run",
+    )
     for (label, value), (colour, style) in zip(curve.baselines, looks, strict=False):
         if value is not None:
             axes.axhline(value, color=colour, linewidth=1.7, linestyle=style, label=label)
@@ -207,12 +227,30 @@ def _attendance(figure: Figure, some: Sequence[Attendance]) -> None:
     width = 0.66 * min((b - a for a, b in pairwise(x)), default=1)
     axes.bar(x, answered, width, color=_ONE, label="answered")
     if any(entry.dropped for entry in some):
-        axes.bar(x, [entry.dropped for entry in some], width, bottom=answered, color=_BG, edgecolor=_TWO, hatch="////",
-                 linewidth=1, label="dropped out")
+        axes.bar(
+            x,
+            [entry.dropped for entry in some],
+            width,
+            bottom=answered,
+            color=_BG,
+            edgecolor=_TWO,
+            hatch="////",
+            linewidth=1,
+            label="dropped out",
+        )
     stopped = [entry for entry in some if not entry.aggregated]
     if stopped:
-        axes.plot([entry.round for entry in stopped], [entry.cohort for entry in stopped], linestyle="", marker="x",
-                  markersize=7, markeredgewidth=2, color=_INK, label="too few: model left as it was", clip_on=False)
+        axes.plot(
+            [entry.round for entry in stopped],
+            [entry.cohort for entry in stopped],
+            linestyle="",
+            marker="x",
+            markersize=7,
+            markeredgewidth=2,
+            color=_INK,
+            label="too few: model left as it was",
+            clip_on=False,
+        )
     axes.set_xlim(min(x) - width, max(x) + width)
     axes.set_ylim(0, max(1, *(entry.cohort for entry in some)) * 1.08)
     axes.yaxis.set_major_locator(_whole(6))
@@ -225,8 +263,15 @@ def _bars(figure: Figure, shown: Sequence[Spending]) -> None:
     for y, entry in enumerate(shown):
         near, share = entry.share >= 0.8, min(entry.share, most)
         axes.barh(y, 1.0, 0.54, color=_TRACK)
-        axes.barh(y, share, 0.54, color=_BG if near else _ONE, edgecolor=_TWO if near else _ONE,
-                  hatch="////" if near else None, linewidth=1)
+        axes.barh(
+            y,
+            share,
+            0.54,
+            color=_BG if near else _ONE,
+            edgecolor=_TWO if near else _ONE,
+            hatch="////" if near else None,
+            linewidth=1,
+        )
         left = floor(max(0.0, entry.budget - entry.spent))
         axes.text(most * 1.02, y, f"{privacy(entry.spent)} spent, {left} left", va="center", color=_INK)
     for line in (0.8, 1.0):
@@ -291,11 +336,26 @@ def _chart(key: str, title: str, text: str, height: int, draw: Callable[[Figure]
 
 
 _SETTINGS: Any = {  # the type of its keys differs from release to release of matplotlib
-    "svg.fonttype": "none", "text.parse_math": False, "font.family": ["DejaVu Sans"], "font.size": 11,
-    "axes.titlesize": 11.5, "axes.labelsize": 11, "xtick.labelsize": 10.5, "ytick.labelsize": 10.5,
-    "legend.fontsize": 11, "figure.constrained_layout.h_pad": 0.09, "figure.constrained_layout.w_pad": 0.06,
-    "legend.frameon": False, "legend.handlelength": 2.4, "text.color": _INK, "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _MUTED, "xtick.color": _MUTED, "ytick.color": _MUTED, "grid.color": _RULE, "hatch.linewidth": 1.6,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": ["DejaVu Sans"],
+    "font.size": 11,
+    "axes.titlesize": 11.5,
+    "axes.labelsize": 11,
+    "xtick.labelsize": 10.5,
+    "ytick.labelsize": 10.5,
+    "legend.fontsize": 11,
+    "figure.constrained_layout.h_pad": 0.09,
+    "figure.constrained_layout.w_pad": 0.06,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _MUTED,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "grid.color": _RULE,
+    "hatch.linewidth": 1.6,
     "axes.titlepad": 8,
 }
 

@@ -20,9 +20,18 @@ from strategies.study import Study
 FORMAT = "fedsilo-report/1"
 
 
-def report_facts(*, study: Study, manifest: Manifest, status: str, started: datetime, finished: datetime,
-                 lines: Sequence[Mapping[str, Any]], silos: Mapping[str, Mapping[str, Any]], refusals: Sequence[str],
-                 parameters: int) -> dict[str, Any]:
+def report_facts(
+    *,
+    study: Study,
+    manifest: Manifest,
+    status: str,
+    started: datetime,
+    finished: datetime,
+    lines: Sequence[Mapping[str, Any]],
+    silos: Mapping[str, Mapping[str, Any]],
+    refusals: Sequence[str],
+    parameters: int,
+) -> dict[str, Any]:
     """Return the facts as plain values.
 
     Args:
@@ -40,15 +49,26 @@ def report_facts(*, study: Study, manifest: Manifest, status: str, started: date
     return {
         "format": FORMAT,
         "run": {
-            "id": manifest.run, "study": study.file.study.name, "study_digest": study.digest, "status": status,
-            "started": started.isoformat(timespec="seconds"), "finished": finished.isoformat(timespec="seconds"),
-            "rounds_planned": study.file.study.rounds, "rounds_done": len(lines), "code": manifest.code,
+            "id": manifest.run,
+            "study": study.file.study.name,
+            "study_digest": study.digest,
+            "status": status,
+            "started": started.isoformat(timespec="seconds"),
+            "finished": finished.isoformat(timespec="seconds"),
+            "rounds_planned": study.file.study.rounds,
+            "rounds_done": len(lines),
+            "code": manifest.code,
             "manifest_digest": manifest.digest(),
         },
         "study": {
-            "task": study.file.study.task, "kind": study.file.data.kind, "target": study.file.data.target,
-            "features": len(study.file.data.features), "model": study.file.model.name, "parameters": parameters,
-            "strategy": study.file.strategy.name, "weights": study.file.strategy.weights,
+            "task": study.file.study.task,
+            "kind": study.file.data.kind,
+            "target": study.file.data.target,
+            "features": len(study.file.data.features),
+            "model": study.file.model.name,
+            "parameters": parameters,
+            "strategy": study.file.strategy.name,
+            "weights": study.file.strategy.weights,
             "optimizer": study.file.training.optimizer,
         },
         "privacy": _privacy(study),
@@ -68,17 +88,25 @@ def _privacy(study: Study) -> dict[str, Any]:
     privacy, training = study.file.privacy, study.file.training
     whole = study.round_events() * study.file.study.rounds
     return {
-        "mechanism": privacy.mechanism, "unit": study.unit, "neighbouring": "add-or-remove-one",
-        "delta": privacy.delta, "target_epsilon": privacy.epsilon, "accountant": privacy.accountant,
-        "noise_multiplier": study.noise_multiplier, "clip_norm": privacy.clip_norm,
-        "sampling_rate": training.sampling_rate, "steps_per_round": training.steps,
+        "mechanism": privacy.mechanism,
+        "unit": study.unit,
+        "neighbouring": "add-or-remove-one",
+        "delta": privacy.delta,
+        "target_epsilon": privacy.epsilon,
+        "accountant": privacy.accountant,
+        "noise_multiplier": study.noise_multiplier,
+        "clip_norm": privacy.clip_norm,
+        "sampling_rate": training.sampling_rate,
+        "steps_per_round": training.steps,
         "expected_batch_size": training.expected_batch_size,
         "max_records_per_unit": study.file.data.max_records_per_unit,
         "epsilon_if_completed": _number(_epsilon(study, whole)),
         "sampling": "each unit by itself with the sampling rate (Poisson), from "
-                    + ("operating-system entropy" if study.private else "the study's seed, so it is known to all"),
+        + ("operating-system entropy" if study.private else "the study's seed, so it is known to all"),
         "noise": "Gaussian from operating-system entropy (AES-256-CTR), on a grid of 2^-20 clip norms whose rounding "
-                 "is paid for with more noise" if study.private else "none",
+        "is paid for with more noise"
+        if study.private
+        else "none",
         "secure_aggregation": study.file.secagg.enabled,
     }
 
@@ -88,7 +116,11 @@ def _silo(study: Study, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     if not study.private:  # also before its first round, such a run has no bound
         events = (*events, *study.round_events())
     return {
-        "name": name, "rounds": facts["rounds"], "refusal": facts["refusal"], "unit": study.unit, "delta": delta,
+        "name": name,
+        "rounds": facts["rounds"],
+        "refusal": facts["refusal"],
+        "unit": study.unit,
+        "delta": delta,
         "epsilon": _number(_epsilon(study, events)),
         "epsilon_rdp": _number(epsilon(events, delta, accountant="rdp")),
         "epsilon_without_amplification": _number(epsilon(events, delta, amplification=False)),
@@ -113,10 +145,13 @@ def _number(value: float) -> float | None:
 
 
 _WHAT_TRAVELS = {
-    "Accept.silo": "name of the silo", "Accept.weight": "declared weight (a setting of the silo, no count of records)",
-    "Update.silo": "name of the silo", "Update.round": "number of the round",
+    "Accept.silo": "name of the silo",
+    "Accept.weight": "declared weight (a setting of the silo, no count of records)",
+    "Update.silo": "name of the silo",
+    "Update.round": "number of the round",
     "Update.update": "model update of the round, clipped and noised before it was used",
-    "Farewell.silo": "name of the silo", "Farewell.statement": "what the silo's own ledger says was spent",
+    "Farewell.silo": "name of the silo",
+    "Farewell.statement": "what the silo's own ledger says was spent",
     "Refused.code": "whether the silo refused, and one word of a fixed list why ('data' depends on its records)",
 }
 
@@ -135,8 +170,10 @@ def _releases(study: Study) -> list[dict[str, str]]:
 
 def _unprotected(study: Study) -> list[str]:
     found = [row["what"] for row in _releases(study) if row["privacy"] == wire.Protection.EXACT]
-    found += ["that the silo took part, in which rounds, and how long each of its replies took",
-              "the study's schema: names, bounds and categories of the columns"]
+    found += [
+        "that the silo took part, in which rounds, and how long each of its replies took",
+        "the study's schema: names, bounds and categories of the columns",
+    ]
     if study.file.strategy.weights == "declared":
         found.append("the weight that each silo declares")
     if not study.private:
@@ -153,13 +190,18 @@ def _not_covered(study: Study) -> list[str]:
         "runs outside this silo's ledger.",
         "A silo that does not follow the code can send anything: a poisoned or useless update is not detected.",
         "The server and whoever reads its memory see each silo's update by itself; what protects it is its noise."
-        if not study.file.secagg.enabled else
-        "Silos that collude beyond the study's limit can unmask an update; what protects it then is its noise.",
+        if not study.file.secagg.enabled
+        else "Silos that collude beyond the study's limit can unmask an update; what protects it then is its noise.",
         "The silo's own disk, keys and administrators are trusted.",
     ]
     if unit == "record":
-        found.insert(0, "The unit of privacy is one record: somebody with several records is protected less, about in "
-                        "proportion. Name [data] unit to protect whole persons.")
+        found.insert(
+            0,
+            "The unit of privacy is one record: somebody with several records is protected less, about in "
+            "proportion. Name [data] unit to protect whole persons.",
+        )
     else:
-        found.insert(0, f"Somebody who stands under several values of '{unit}', or in several silos, is protected less.")
+        found.insert(
+            0, f"Somebody who stands under several values of '{unit}', or in several silos, is protected less."
+        )
     return found

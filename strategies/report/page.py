@@ -34,9 +34,13 @@ Facts = Mapping[str, Any]
 
 _ROWS = 200  # most lines of the table of rounds
 _METRICS = {
-    "accuracy": ("Accuracy", "higher is better"), "auroc": ("AUROC", "higher is better"),
-    "auprc": ("AUPRC", "higher is better"), "brier": ("Brier score", "lower is better"),
-    "rmse": ("RMSE", "lower is better"), "mae": ("MAE", "lower is better"), "r2": ("R²", "higher is better"),
+    "accuracy": ("Accuracy", "higher is better"),
+    "auroc": ("AUROC", "higher is better"),
+    "auprc": ("AUPRC", "higher is better"),
+    "brier": ("Brier score", "lower is better"),
+    "rmse": ("RMSE", "lower is better"),
+    "mae": ("MAE", "lower is better"),
+    "r2": ("R²", "higher is better"),
     "loss": ("Loss", "lower is better"),
 }
 _CODES = {
@@ -75,21 +79,37 @@ def render(facts: Mapping[str, Any]) -> str:
     unbounded = any(silo.rounds and silo.epsilon is None for silo in silos)
     caption, columns = _silo_head(privacy_facts, private)
     codes = sorted({*facts["never_joined"], *(silo.refusal for silo in silos if silo.refusal)})
-    return fill({
-        "run": run, "finished": _time(run["finished"]), "unit": privacy_facts["unit"],
-        "simulation": _simulation(facts.get("simulation")), "notes": _notes(facts, silos),
-        "claim": _claim(facts, worst, silos) if worst and not unbounded else None,
-        "alarm": _alarm(private) if unbounded or not private else None,
-        "silos": [_silo_row(silo, private) for silo in silos], "silo_caption": caption, "silo_columns": columns,
-        "silo_notes": _silo_notes(silos, private), "never_joined": _never_joined(facts["never_joined"]),
-        "codes": [{"name": code, "value": _CODES[RefusalCode(code)]} for code in codes if code in set(RefusalCode)],
-        "charts": _charts(facts, silos, private), "rounds": _rounds(facts, private),
-        "mechanism": _mechanism(facts, private),
-        "mechanism_caption": "How the privacy is made." if private else "There is no privacy mechanism in this run.",
-        "private": private, "releases": facts["releases"], "unprotected": facts["unprotected"],
-        "not_covered": facts["not_covered"], "utility": _utility(facts),
-        "identity": _identity(run), "trained": _trained(facts["study"]), "reading": _READING,
-    })
+    return fill(
+        {
+            "run": run,
+            "finished": _time(run["finished"]),
+            "unit": privacy_facts["unit"],
+            "simulation": _simulation(facts.get("simulation")),
+            "notes": _notes(facts, silos),
+            "claim": _claim(facts, worst, silos) if worst and not unbounded else None,
+            "alarm": _alarm(private) if unbounded or not private else None,
+            "silos": [_silo_row(silo, private) for silo in silos],
+            "silo_caption": caption,
+            "silo_columns": columns,
+            "silo_notes": _silo_notes(silos, private),
+            "never_joined": _never_joined(facts["never_joined"]),
+            "codes": [{"name": code, "value": _CODES[RefusalCode(code)]} for code in codes if code in set(RefusalCode)],
+            "charts": _charts(facts, silos, private),
+            "rounds": _rounds(facts, private),
+            "mechanism": _mechanism(facts, private),
+            "mechanism_caption": "How the privacy is made."
+            if private
+            else "There is no privacy mechanism in this run.",
+            "private": private,
+            "releases": facts["releases"],
+            "unprotected": facts["unprotected"],
+            "not_covered": facts["not_covered"],
+            "utility": _utility(facts),
+            "identity": _identity(run),
+            "trained": _trained(facts["study"]),
+            "reading": _READING,
+        }
+    )
 
 
 # --- what a silo may have sent, and what it states ------------------------------------------------------------
@@ -115,9 +135,14 @@ class _Statement:
         delta, budget_delta = _number(value.get("delta")), _number(budget.get("delta"))
         if delta is None or budget_delta is None:
             return None
-        return cls(epsilon=_number(value.get("epsilon")), delta=delta, budget=_number(budget.get("epsilon")),
-                   budget_delta=budget_delta, spent=_number(budget.get("spent")),
-                   durability=str(value.get("durability", "not stated")))
+        return cls(
+            epsilon=_number(value.get("epsilon")),
+            delta=delta,
+            budget=_number(budget.get("epsilon")),
+            budget_delta=budget_delta,
+            spent=_number(budget.get("spent")),
+            durability=str(value.get("durability", "not stated")),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,16 +159,24 @@ class _Silo:
     @classmethod
     def of(cls, entry: Facts) -> _Silo:
         statement = _Statement.of(entry["statement"])
-        return cls(name=entry["name"], rounds=entry["rounds"], epsilon=entry["epsilon"], delta=entry["delta"],
-                   facts=entry, refusal=entry["refusal"] or "", statement=statement,
-                   unreadable=statement is None and entry["statement"] is not None)
+        return cls(
+            name=entry["name"],
+            rounds=entry["rounds"],
+            epsilon=entry["epsilon"],
+            delta=entry["delta"],
+            facts=entry,
+            refusal=entry["refusal"] or "",
+            statement=statement,
+            unreadable=statement is None and entry["statement"] is not None,
+        )
 
     @property
     def disagrees(self) -> bool:
         """Its own ledger counts more for this run than the coordinator does."""
         own = self.statement
-        return bool(own and own.epsilon and self.epsilon is not None and own.delta == self.delta
-                    and own.epsilon > self.epsilon)
+        return bool(
+            own and own.epsilon and self.epsilon is not None and own.delta == self.delta and own.epsilon > self.epsilon
+        )
 
 
 def _number(value: Any) -> float | None:
@@ -161,16 +194,31 @@ def _worst(silos: Iterable[_Silo]) -> _Silo | None:
 
 def _claim(facts: Facts, worst: _Silo, silos: Sequence[_Silo]) -> dict[str, Any]:
     unit, delta, value = facts["privacy"]["unit"], delta_text(worst.delta), worst.epsilon or 0.0
-    what, known = ("record", "every other record") if unit == "record" else (
-        f"'{unit}' (all its records together)", f"all records of every other {unit}")
+    what, known = (
+        ("record", "every other record")
+        if unit == "record"
+        else (f"'{unit}' (all its records together)", f"all records of every other {unit}")
+    )
     sent = "in the finished rounds of this run" if facts["run"]["status"] == "interrupted" else "in this run"
     same, guess = all(silo.epsilon == worst.epsilon for silo in silos), percent(worst.facts["odds"])
-    others = "" if len(silos) == 1 else (f"All {len(silos)} silos have this same ε." if same else
-                                         f"{worst.name} is the worst of {len(silos)} silos; the others stand below.")
+    others = (
+        ""
+        if len(silos) == 1
+        else (
+            f"All {len(silos)} silos have this same ε."
+            if same
+            else f"{worst.name} is the worst of {len(silos)} silos; the others stand below."
+        )
+    )
     tier, limits = _tier(value)
     return {
-        "epsilon": privacy(value), "delta": delta, "one_in": one_in(worst.delta), "silo": worst.name,
-        "neighbouring": f"{facts['privacy']['neighbouring'].replace('-', ' ')} {unit}", "tier": tier, "range": limits,
+        "epsilon": privacy(value),
+        "delta": delta,
+        "one_in": one_in(worst.delta),
+        "silo": worst.name,
+        "neighbouring": f"{facts['privacy']['neighbouring'].replace('-', ' ')} {unit}",
+        "tier": tier,
+        "range": limits,
         "odds": guess,
         "sentences": (
             f"Someone who sees everything that {worst.name} sent {sent} and already knows {known} there can raise a "
@@ -195,31 +243,49 @@ def _tier(value: float) -> tuple[str, str]:
 
 def _alarm(private: bool) -> dict[str, Any]:
     if private:
-        return {"title": "Warning: no privacy claim can be made", "sentences": (
-            "At least one silo released something whose privacy loss is not bounded. No ε holds for it, at any δ.",)}
-    return {"title": "Warning: this run has no differential privacy", "sentences": (
-        "The study's mechanism is none: silos sent their model updates without clipping and without noise. Such "
-        "updates can give away single records, and nothing on this page bounds how much.",
-        "Do not treat the updates or the model as anonymous.")}
+        return {
+            "title": "Warning: no privacy claim can be made",
+            "sentences": (
+                "At least one silo released something whose privacy loss is not bounded. No ε holds for it, at any δ.",
+            ),
+        }
+    return {
+        "title": "Warning: this run has no differential privacy",
+        "sentences": (
+            "The study's mechanism is none: silos sent their model updates without clipping and without noise. Such "
+            "updates can give away single records, and nothing on this page bounds how much.",
+            "Do not treat the updates or the model as anonymous.",
+        ),
+    }
 
 
 def _notes(facts: Facts, silos: Iterable[_Silo]) -> list[str]:
     run, simulation, found = facts["run"], facts.get("simulation"), []
     if run["status"] == "interrupted":
-        found.append(f"This run was interrupted: {run['rounds_done']} of {run['rounds_planned']} rounds are in this "
-                     "report. Updates of a round that was under way may have left some silos already. They are not "
-                     "counted here; each silo's own ledger counts them.")
+        found.append(
+            f"This run was interrupted: {run['rounds_done']} of {run['rounds_planned']} rounds are in this "
+            "report. Updates of a round that was under way may have left some silos already. They are not "
+            "counted here; each silo's own ledger counts them."
+        )
     if simulation:
         notes = len(simulation["read_off_the_data"])
-        found.append("This run is a simulation on one machine. " + (
-            f"{_count(notes, 'setting')} came from the records themselves and {'is' if notes == 1 else 'are'} not "
-            "private (see Simulation)." if notes else "No setting came from the records."))
+        found.append(
+            "This run is a simulation on one machine. "
+            + (
+                f"{_count(notes, 'setting')} came from the records themselves and {'is' if notes == 1 else 'are'} not "
+                "private (see Simulation)."
+                if notes
+                else "No setting came from the records."
+            )
+        )
     more = [silo for silo in silos if silo.disagrees and silo.statement]
     for silo in more[:5]:
         own = silo.statement.epsilon if silo.statement else None
-        found.append(f"{silo.name} states more for this run than the coordinator counted: ε = {privacy(own)} instead "
-                     f"of {privacy(silo.epsilon)}, at δ = {delta_text(silo.delta)} per {facts['privacy']['unit']}. "
-                     "Take the larger one, and ask the silo.")
+        found.append(
+            f"{silo.name} states more for this run than the coordinator counted: ε = {privacy(own)} instead "
+            f"of {privacy(silo.epsilon)}, at δ = {delta_text(silo.delta)} per {facts['privacy']['unit']}. "
+            "Take the larger one, and ask the silo."
+        )
     if more[5:]:
         found.append(f"{_count(len(more) - 5, 'more silo')} likewise; see the table of silos.")
     return found
@@ -234,20 +300,33 @@ def _silo_head(facts: Facts, private: bool) -> tuple[str, list[tuple[str, str]]]
     if not private:
         return "The silos of this run. No ε can be stated: the updates were not protected.", [budget]
     return f"The silos of this run. Every ε is {at}, {facts['neighbouring'].replace('-', ' ')}, rounded up.", [
-        (f"ε by {facts['accountant'].upper()}", at), ("ε by RDP", "second opinion"),
-        ("ε without", "amplification"), ("ε stated", "silo's own ledger"), budget]
+        (f"ε by {facts['accountant'].upper()}", at),
+        ("ε by RDP", "second opinion"),
+        ("ε without", "amplification"),
+        ("ε stated", "silo's own ledger"),
+        budget,
+    ]
 
 
 def _silo_row(silo: _Silo, private: bool) -> dict[str, Any]:
     own = silo.statement
     missing = {"value": NOTHING, "note": "unreadable" if silo.unreadable else "no statement"}
-    stated = {"value": privacy(own.epsilon), "note": "" if own.delta == silo.delta else f"δ = {delta_text(own.delta)}"
-              } if own else missing
-    numbers = [{"value": privacy(silo.facts[key]), "note": ""}
-               for key in ("epsilon", "epsilon_rdp", "epsilon_without_amplification")]
+    stated = (
+        {"value": privacy(own.epsilon), "note": "" if own.delta == silo.delta else f"δ = {delta_text(own.delta)}"}
+        if own
+        else missing
+    )
+    numbers = [
+        {"value": privacy(silo.facts[key]), "note": ""}
+        for key in ("epsilon", "epsilon_rdp", "epsilon_without_amplification")
+    ]
     cells = [*numbers, stated] if private else []
-    return {"name": silo.name, "rounds": silo.rounds, "refusal": silo.refusal or "none",
-            "cells": [*cells, _budget(own) if own else missing]}
+    return {
+        "name": silo.name,
+        "rounds": silo.rounds,
+        "refusal": silo.refusal or "none",
+        "cells": [*cells, _budget(own) if own else missing],
+    }
 
 
 def _budget(own: _Statement) -> dict[str, str]:
@@ -255,8 +334,10 @@ def _budget(own: _Statement) -> dict[str, str]:
         return {"value": "no limit", "note": ""}
     if own.spent is None:
         return {"value": "unbounded", "note": f"of ε = {privacy(own.budget)}"}
-    return {"value": f"{privacy(own.spent)} of {privacy(own.budget)}",
-            "note": f"{floor(max(0.0, own.budget - own.spent))} left, δ = {delta_text(own.budget_delta)}"}
+    return {
+        "value": f"{privacy(own.spent)} of {privacy(own.budget)}",
+        "note": f"{floor(max(0.0, own.budget - own.spent))} left, δ = {delta_text(own.budget_delta)}",
+    }
 
 
 def _silo_notes(silos: Sequence[_Silo], private: bool) -> list[str]:
@@ -264,12 +345,16 @@ def _silo_notes(silos: Sequence[_Silo], private: bool) -> list[str]:
     weak = sum(entry.durability == "process" for entry in stated)
     found = []
     if private and any(entry.budget for entry in stated):
-        found.append("A budget counts every run on the same records, by Rényi differential privacy of one fixed order, "
-                     "because a limit must stay valid when later studies depend on earlier ones. So what a run costs "
-                     "there is mostly more than its ε above.")
+        found.append(
+            "A budget counts every run on the same records, by Rényi differential privacy of one fixed order, "
+            "because a limit must stay valid when later studies depend on earlier ones. So what a run costs "
+            "there is mostly more than its ε above."
+        )
     if weak:
-        found.append(f"Ledgers with durability 'process': {weak} of {len(stated)}. Such a ledger survives a crash of "
-                     "the program; a loss of power may cost it its last entries.")
+        found.append(
+            f"Ledgers with durability 'process': {weak} of {len(stated)}. Such a ledger survives a crash of "
+            "the program; a loss of power may cost it its last entries."
+        )
     return found
 
 
@@ -288,30 +373,47 @@ def _charts(facts: Facts, silos: Sequence[_Silo], private: bool) -> dict[str, Ch
     at = f"at δ = {delta_text(facts['privacy']['delta'])}, per {unit}"
     titles = {
         "epsilon": f"Privacy loss ε over the rounds{f', worst silo ({at})' if private else ''}",
-        "metrics": "Metrics over the rounds", "participation": "Participation",
+        "metrics": "Metrics over the rounds",
+        "participation": "Participation",
         "budget": f"Privacy budget of each silo: ε spent (per {unit}, at the δ of its budget)",
     }
     points = [(line["round"], max(values)) for line in lines if private and (values := _values(line["epsilon"]))]
-    spending = [Spending(silo=silo.name, spent=own.spent, budget=own.budget) for silo in silos
-                if (own := silo.statement) and own.spent is not None and own.budget]
+    spending = [
+        Spending(silo=silo.name, spent=own.spent, budget=own.budget)
+        for silo in silos
+        if (own := silo.statement) and own.spent is not None and own.budget
+    ]
     curves = _curves(facts)
     no_round = "No round was finished."
     unmeasured = "No metric was measured: the coordinator has no test records, or they do not define one."
     if points:
         epsilon = epsilon_chart(titles["epsilon"], points, planned, facts["privacy"]["target_epsilon"])
     else:
-        epsilon = Chart(key="epsilon", title=titles["epsilon"], reason=no_round if private else
-                        "This run has no differential privacy, so no ε is bounded.")
+        epsilon = Chart(
+            key="epsilon",
+            title=titles["epsilon"],
+            reason=no_round if private else "This run has no differential privacy, so no ε is bounded.",
+        )
     return {
         "epsilon": epsilon,
-        "metrics": metrics_chart(titles["metrics"], [line["round"] for line in lines], curves) if curves else
-        Chart(key="metrics", title=titles["metrics"], reason=unmeasured if lines else no_round),
-        "budget": budget_chart(titles["budget"], spending) if spending else
-        Chart(key="budget", title=titles["budget"], reason="No silo has stated a budget with a limit."
-              if any(silo.statement for silo in silos) else "No silo has sent a statement of its ledger."),
-        "participation": participation_chart(titles["participation"], [
-            Attendance(**{key: line[key] for key in ("round", "cohort", "dropped", "aggregated")}) for line in lines
-        ]) if lines else Chart(key="participation", title=titles["participation"], reason=no_round),
+        "metrics": metrics_chart(titles["metrics"], [line["round"] for line in lines], curves)
+        if curves
+        else Chart(key="metrics", title=titles["metrics"], reason=unmeasured if lines else no_round),
+        "budget": budget_chart(titles["budget"], spending)
+        if spending
+        else Chart(
+            key="budget",
+            title=titles["budget"],
+            reason="No silo has stated a budget with a limit."
+            if any(silo.statement for silo in silos)
+            else "No silo has sent a statement of its ledger.",
+        ),
+        "participation": participation_chart(
+            titles["participation"],
+            [Attendance(**{key: line[key] for key in ("round", "cohort", "dropped", "aggregated")}) for line in lines],
+        )
+        if lines
+        else Chart(key="participation", title=titles["participation"], reason=no_round),
     }
 
 
@@ -319,9 +421,13 @@ def _curves(facts: Facts) -> list[Curve]:
     lines = facts["rounds"]
     curves = [(name, [_metric(line, name) for line in lines]) for name in _names(lines)]
     return [
-        Curve(label=_METRICS.get(name, (name, ""))[0], values=values,
-              baselines=[(label, found.get(name)) for label, _, found in _baselines(facts)])
-        for name, values in curves if any(value is not None for value in values)
+        Curve(
+            label=_METRICS.get(name, (name, ""))[0],
+            values=values,
+            baselines=[(label, found.get(name)) for label, _, found in _baselines(facts)],
+        )
+        for name, values in curves
+        if any(value is not None for value in values)
     ]
 
 
@@ -344,14 +450,29 @@ def _rounds(facts: Facts, private: bool) -> dict[str, Any]:
     rows = []
     for line in kept:
         worst = max(_values(line["epsilon"]), default=None)
-        rows.append([line["round"], *([NOTHING if worst is None else privacy(worst)] if private else []),
-                     line["cohort"], line["dropped"], "yes" if line["aggregated"] else "no",
-                     *(metric(_metric(line, name)) for name in names)])
+        rows.append(
+            [
+                line["round"],
+                *([NOTHING if worst is None else privacy(worst)] if private else []),
+                line["cohort"],
+                line["dropped"],
+                "yes" if line["aggregated"] else "no",
+                *(metric(_metric(line, name)) for name in names),
+            ]
+        )
     at = f"ε is the worst silo's, at δ = {delta_text(facts['privacy']['delta'])}, per {facts['privacy']['unit']}. "
     some = f"{len(kept)} of {len(lines)} rounds; all of them stand in report.json." if len(kept) < len(lines) else ""
-    return {"rows": rows, "caption": f"Each round of the run. {at if private else ''}{some}".strip(), "columns": [
-        *(["ε"] if private else []), "asked", "dropped out", "model changed",
-        *(_METRICS.get(name, (name, ""))[0] for name in names)]}
+    return {
+        "rows": rows,
+        "caption": f"Each round of the run. {at if private else ''}{some}".strip(),
+        "columns": [
+            *(["ε"] if private else []),
+            "asked",
+            "dropped out",
+            "model changed",
+            *(_METRICS.get(name, (name, ""))[0] for name in names),
+        ],
+    }
 
 
 # --- the rest -------------------------------------------------------------------------------------------------
@@ -366,37 +487,68 @@ def _mechanism(facts: Facts, private: bool) -> list[dict[str, str]]:
     at = f"at δ = {delta_text(values['delta'])}, per {values['unit']}"
     notes = (facts.get("simulation") or {}).get("read_off_the_data", ())
     read_off = any("expected_batch_size" in note for note in notes)
-    steps = _row("Steps", f"{values['steps_per_round']} in each round",
-                 f"{values['steps_per_round'] * run['rounds_planned']} in the {run['rounds_planned']} planned rounds")
+    steps = _row(
+        "Steps",
+        f"{values['steps_per_round']} in each round",
+        f"{values['steps_per_round'] * run['rounds_planned']} in the {run['rounds_planned']} planned rounds",
+    )
     size = values["expected_batch_size"]
-    batch = _row("Expected batch size", NOTHING if size is None else plain(size),
-                 "read off the data: not private" if read_off else "a public number of the study")
-    masked = _row("Secure aggregation", "on") if values["secure_aggregation"] else _row(
-        "Secure aggregation", "off", f"the server sees each silo's update{', protected by its noise' * private}")
-    rows = [_row("Mechanism", values["mechanism"]), _row("Sampling rate", values["sampling_rate"], "of each step"),
-            steps, batch, masked]
+    batch = _row(
+        "Expected batch size",
+        NOTHING if size is None else plain(size),
+        "read off the data: not private" if read_off else "a public number of the study",
+    )
+    masked = (
+        _row("Secure aggregation", "on")
+        if values["secure_aggregation"]
+        else _row(
+            "Secure aggregation", "off", f"the server sees each silo's update{', protected by its noise' * private}"
+        )
+    )
+    rows = [
+        _row("Mechanism", values["mechanism"]),
+        _row("Sampling rate", values["sampling_rate"], "of each step"),
+        steps,
+        batch,
+        masked,
+    ]
     if not private:
         return rows
     target, whole = values["target_epsilon"], values["epsilon_if_completed"]
-    unit = [] if values["unit"] == "record" else [
-        _row(f"Records of one {values['unit']}", f"{values['max_records_per_unit']} at most", "clipped as one")]
+    unit = (
+        []
+        if values["unit"] == "record"
+        else [_row(f"Records of one {values['unit']}", f"{values['max_records_per_unit']} at most", "clipped as one")]
+    )
     return [
         _row("Mechanism", values["mechanism"], "each unit's gradient is clipped; Gaussian noise is added to the sum"),
         _row("Noise multiplier", values["noise_multiplier"], "standard deviation of the noise / clip norm"),
-        _row("Clip norm", values["clip_norm"], "L2, of each unit in each step"), *unit, *rows[1:4],
-        _row("Sampling as implemented", values["sampling"]), _row("Source of noise", values["noise"]),
-        _row("Accountant", values["accountant"].upper(), "privacy loss distributions (PLD) are tight; Rényi "
-             "differential privacy (RDP) is the looser second opinion"),
+        _row("Clip norm", values["clip_norm"], "L2, of each unit in each step"),
+        *unit,
+        *rows[1:4],
+        _row("Sampling as implemented", values["sampling"]),
+        _row("Source of noise", values["noise"]),
+        _row(
+            "Accountant",
+            values["accountant"].upper(),
+            "privacy loss distributions (PLD) are tight; Rényi differential privacy (RDP) is the looser second opinion",
+        ),
         _row("ε if all rounds run", privacy(whole), at),
-        _row("ε asked for", NOTHING if target is None else privacy(target),
-             "the study sets the noise multiplier instead" if target is None else at), masked,
+        _row(
+            "ε asked for",
+            NOTHING if target is None else privacy(target),
+            "the study sets the noise multiplier instead" if target is None else at,
+        ),
+        masked,
     ]
 
 
 def _baselines(facts: Facts) -> list[tuple[str, str, Mapping[str, float | None]]]:
     found = facts.get("baselines") or {}
-    pairs = [("pooled", "all records in one place, not private", found.get("pooled")),
-             ("best lone silo", f"{found.get('best_silo', '')}, not private".lstrip(", "), found.get("best_local"))]
+    pairs = [
+        ("pooled", "all records in one place, not private", found.get("pooled")),
+        ("best lone silo", f"{found.get('best_silo', '')}, not private".lstrip(", "), found.get("best_local")),
+    ]
     return [(label, note, values) for label, note, values in pairs if values]
 
 
@@ -410,41 +562,63 @@ def _utility(facts: Facts) -> dict[str, Any]:
         if any(cell is not None for cell in cells):
             rows.append({"name": label, "note": better, "cells": [metric(cell) for cell in cells]})
     records = simulation.get("test_records")
-    text = (f"Measured on {_count(records, 'record')} held out by the simulated silos, taken together. These values "
-            "are exact: they have no noise and are in no silo's ledger, as only a simulation can do." if records else
-            "Measured by the coordinator on test records of its own.")
+    text = (
+        f"Measured on {_count(records, 'record')} held out by the simulated silos, taken together. These values "
+        "are exact: they have no noise and are in no silo's ledger, as only a simulation can do."
+        if records
+        else "Measured by the coordinator on test records of its own."
+    )
     compared = "" if others else " There is no baseline to compare with in this report."
-    return {"rows": rows, "text": text, "caption": f"The model after the last finished round.{compared}",
-            "columns": [("This run", ""), *((label, note) for label, note, _ in others)]}
+    return {
+        "rows": rows,
+        "text": text,
+        "caption": f"The model after the last finished round.{compared}",
+        "columns": [("This run", ""), *((label, note) for label, note, _ in others)],
+    }
 
 
 def _simulation(facts: Facts | None) -> dict[str, Any] | None:
     if not facts:
         return None
     dropout = facts["dropout"]
-    return {"notes": facts["read_off_the_data"], "rows": [
-        _row("Data set", facts["dataset"]),
-        _row("Partition", facts["partition"], f"into {_count(facts['silos'], 'silo')}"),
-        _row("Engine", facts["engine"]), _row("Simulated dropout", plain(dropout), "chance of a silo to miss a round"),
-        _row("Test records", facts["test_records"]),
-        _row("Ledger durability", facts["durability"], "survives a crash of the program, not a loss of power"
-             if facts["durability"] == "process" else ""),
-    ]}
+    return {
+        "notes": facts["read_off_the_data"],
+        "rows": [
+            _row("Data set", facts["dataset"]),
+            _row("Partition", facts["partition"], f"into {_count(facts['silos'], 'silo')}"),
+            _row("Engine", facts["engine"]),
+            _row("Simulated dropout", plain(dropout), "chance of a silo to miss a round"),
+            _row("Test records", facts["test_records"]),
+            _row(
+                "Ledger durability",
+                facts["durability"],
+                "survives a crash of the program, not a loss of power" if facts["durability"] == "process" else "",
+            ),
+        ],
+    }
 
 
 def _identity(run: Facts) -> list[dict[str, str]]:
-    return [_row("Run", run["id"]), _row("Study digest", run["study_digest"], "SHA-256 of the study file"),
-            _row("Manifest digest", run["manifest_digest"], "SHA-256 of what the silos agreed on"),
-            _row("Code version", run["code"]), _row("Started", _time(run["started"])),
-            _row("Finished", _time(run["finished"]))]
+    return [
+        _row("Run", run["id"]),
+        _row("Study digest", run["study_digest"], "SHA-256 of the study file"),
+        _row("Manifest digest", run["manifest_digest"], "SHA-256 of what the silos agreed on"),
+        _row("Code version", run["code"]),
+        _row("Started", _time(run["started"])),
+        _row("Finished", _time(run["finished"])),
+    ]
 
 
 def _trained(study: Facts) -> list[dict[str, str]]:
     target = [] if study["target"] is None else [_row("Target", study["target"])]
-    return [_row("Task", study["task"], f"on {study['kind']} data"), *target,
-            _row("Features", study["features"]),
-            _row("Model", study["model"], _count(study["parameters"], "parameter")),
-            _row("Strategy", study["strategy"], f"{study['weights']} weights"), _row("Optimizer", study["optimizer"])]
+    return [
+        _row("Task", study["task"], f"on {study['kind']} data"),
+        *target,
+        _row("Features", study["features"]),
+        _row("Model", study["model"], _count(study["parameters"], "parameter")),
+        _row("Strategy", study["strategy"], f"{study['weights']} weights"),
+        _row("Optimizer", study["optimizer"]),
+    ]
 
 
 def _count(number: int, noun: str) -> str:

@@ -68,16 +68,42 @@ def fill(values: dict[str, Any]) -> str:
 
 
 LIGHT = {
-    "bg": "#ffffff", "surface": "#f4f6f8", "ink": "#1a2027", "muted": "#55606c", "rule": "#cfd6dd",
-    "accent": "#0b5a8a", "link": "#0b5a8a", "strong": "#1b6b3a", "reasonable": "#0b5a8a", "weak": "#9a3a00",
-    "alarm": "#a3160f", "on-alarm": "#ffffff", "note": "#fff4dc", "one": "#0067a3", "two": "#c24a00",
-    "three": "#8a4a7a", "track": "#e3e8ed",
+    "bg": "#ffffff",
+    "surface": "#f4f6f8",
+    "ink": "#1a2027",
+    "muted": "#55606c",
+    "rule": "#cfd6dd",
+    "accent": "#0b5a8a",
+    "link": "#0b5a8a",
+    "strong": "#1b6b3a",
+    "reasonable": "#0b5a8a",
+    "weak": "#9a3a00",
+    "alarm": "#a3160f",
+    "on-alarm": "#ffffff",
+    "note": "#fff4dc",
+    "one": "#0067a3",
+    "two": "#c24a00",
+    "three": "#8a4a7a",
+    "track": "#e3e8ed",
 }
 DARK = {
-    "bg": "#11161b", "surface": "#1a2128", "ink": "#e7ebef", "muted": "#a7b2bd", "rule": "#39444f",
-    "accent": "#6cb8ea", "link": "#7cc2f0", "strong": "#7fd19b", "reasonable": "#7cc2f0", "weak": "#ffb27a",
-    "alarm": "#8f1711", "on-alarm": "#ffffff", "note": "#3a2f14", "one": "#5ab4ee", "two": "#ffa04d",
-    "three": "#dba0cb", "track": "#2c3640",
+    "bg": "#11161b",
+    "surface": "#1a2128",
+    "ink": "#e7ebef",
+    "muted": "#a7b2bd",
+    "rule": "#39444f",
+    "accent": "#6cb8ea",
+    "link": "#7cc2f0",
+    "strong": "#7fd19b",
+    "reasonable": "#7cc2f0",
+    "weak": "#ffb27a",
+    "alarm": "#8f1711",
+    "on-alarm": "#ffffff",
+    "note": "#3a2f14",
+    "one": "#5ab4ee",
+    "two": "#ffa04d",
+    "three": "#dba0cb",
+    "track": "#2c3640",
 }
 
 
@@ -85,8 +111,13 @@ def _colours(named: dict[str, str]) -> str:
     return "".join(f"--{name}:{value};" for name, value in named.items())
 
 
-STYLE = ":root{color-scheme:light dark;" + _colours(LIGHT) + """}
-@media screen and (prefers-color-scheme:dark){:root{""" + _colours(DARK) + """}}
+STYLE = (
+    ":root{color-scheme:light dark;"
+    + _colours(LIGHT)
+    + """}
+@media screen and (prefers-color-scheme:dark){:root{"""
+    + _colours(DARK)
+    + """}}
 *{box-sizing:border-box}
 html{background:var(--bg);color:var(--ink);-webkit-text-size-adjust:100%;scroll-padding-top:1rem}
 body{margin:0;font:1rem/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
@@ -166,6 +197,7 @@ footer{padding-bottom:3rem;color:var(--muted);font-size:.9rem}
   .alarm{border:3px solid var(--alarm);-webkit-print-color-adjust:exact;print-color-adjust:exact}
   p,li{orphans:3;widows:3}}
 """
+)
 
 PAGE = """\
 {% macro number(cell) %}<td class="num">{{ cell }}</td>{% endmacro %}
