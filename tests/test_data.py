@@ -198,7 +198,7 @@ ROWS = st.fixed_dictionaries(
         "age": st.one_of(st.none(), st.floats(-10, 200), st.just(math.nan)),
         "sex": st.sampled_from(["F", "M", "X", None, "NA"]),
         "label": st.sampled_from(["no", "yes"]),
-        "person": st.sampled_from(["a", "b", "c"]),
+        "person": st.sampled_from("abcdefghij"),
     }
 )
 

@@ -26,14 +26,14 @@ import strategies
 from client import app as edge
 from client import round as local_round
 from client.ledger import Ledger
-from client.models.base import build, weights_of
+from client.models.base import build, load_weights, predict, weights_of
 from client.round import Shape, finish, join, model_layout, prepare, train
 from client.silo import RunState, Silo
 from server.app import app as server_app
 from simulations.engines import inline
 from simulations.silos import REGISTRIES, make_silos, read_dataset
 from strategies import wire
-from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, RefusalCode
+from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, RefusalCode, RunError
 from strategies.manifest import CODE_VERSION, Manifest, Member
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.budget import Budget
@@ -341,7 +341,11 @@ def test_an_ordinary_silo_logs_no_warning(silo: Silo) -> None:
 def test_a_model_that_overflows_on_a_held_out_record_is_no_refusal(silo: Silo) -> None:
     """Found: the evaluation of the received model raised an error, so weights chosen by a server made the refusal of a
     round (or of the end) tell whether some record was held out at the silo."""
-    huge = np.full(5, 3e38, np.float32)
+    huge = np.array([0, 3e38, 0, -3e38, 0], np.float32)  # inf - inf for every record of a small radius and texture
+    module = build(STUDY.model, Shape.of_study(STUDY), 7)
+    load_weights(module, huge)
+    with pytest.raises(RunError):
+        predict(module, local_round.read_records(silo, STUDY).held_out.x, Shape.of_study(STUDY))
     assert isinstance(trained(silo, request(weights=huge)), wire.Update)
     assert isinstance(local_round.close(closing(weights=huge, received=1), STUDY, silo), wire.Farewell)
 
