@@ -123,7 +123,7 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
     """Admit a round and reserve its worst case; return the stored reply when the round was trained before.
 
     Raises:
-        Refusal, ProtocolError, DataError: the round is not trained.
+        Refusal, ProtocolError, DataError: the round is not trained; policy and approval hold without an invitation too.
     """
     manifest = _agreed(request.manifest, study, silo)
     if not 1 <= request.round <= study.file.study.rounds:
@@ -240,6 +240,7 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
 
 
 def _agreed(text: str, study: Study, silo: Silo) -> Manifest:
+    silo.policy.admit(study)  # with every request: a server need not have asked whether this silo takes part
     manifest = Manifest.from_json(text)
     manifest.weight_of(silo.name)
     if manifest.study != study.digest:

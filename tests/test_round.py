@@ -298,6 +298,17 @@ def test_a_study_beyond_the_budget_is_refused_with_what_would_fit(silo: Silo) ->
     join(invite(exact), exact, silo)
 
 
+@pytest.mark.parametrize("limit", [{"approval": "required"}, {"max_sampling_rate": 1e-6}, {"allow_models": ("gru",)}])
+def test_policy_holds_for_a_server_that_skips_the_invitation(limit: dict[str, Any], silo: Silo) -> None:
+    require = silo.policy.require.model_copy(update=limit)
+    strict = replace(silo, policy=silo.policy.model_copy(update={"require": require}))
+    with pytest.raises(Refusal):
+        prepare(request(), STUDY, strict)
+    with pytest.raises(Refusal):
+        close(closing(), STUDY, strict)
+    assert kinds(silo) == []
+
+
 def test_the_gate_holds_in_every_round(silo: Silo) -> None:
     """A server that asks for one round after the other in run after run is stopped by the ledger."""
     granted = 0
