@@ -305,7 +305,7 @@ def test_policy_holds_for_a_server_that_skips_the_invitation(limit: dict[str, An
     with pytest.raises(Refusal):
         prepare(request(), STUDY, strict)
     with pytest.raises(Refusal):
-        close(closing(), STUDY, strict)
+        local_round.close(closing(), STUDY, strict)
     assert kinds(silo) == []
 
 
