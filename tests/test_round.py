@@ -218,6 +218,8 @@ def test_a_retry_is_the_same_bytes_and_is_charged_once(silo: Silo) -> None:
 
 
 def test_the_update_is_weighted_by_the_manifest(silo: Silo, monkeypatch: pytest.MonkeyPatch) -> None:
+    require = silo.policy.require.model_copy(update={"mechanism": "none"})
+    silo = replace(silo, policy=silo.policy.model_copy(update={"require": require}))
     plain = Study.parse(TEXT.replace("noise_multiplier = 2.0", 'mechanism = "none"'), REGISTRIES)
     monkeypatch.setattr(Silo, "budget", lambda self: Budget(epsilon=math.inf, delta=1e-5))
     roster = (Member(silo="silo-1", weight=2.5), *[Member(silo=f"silo-{number}", weight=1.0) for number in (2, 3)])
