@@ -13,12 +13,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from client.data import tabular
+from client.data import kinds
 from client.data.records import Records
 from client.models.base import MODELS, Shape, build, layout_of, load_weights
 from client.silo import Silo
@@ -296,12 +295,18 @@ def read_records(silo: Silo, study: Study) -> Records:
     path = silo.data_path()
     rename = tuple(sorted(silo.root()[1].rename.items()))
     modified = path.stat().st_mtime_ns if path.exists() else 0
-    return _read_records(path, modified, study.text, rename)
+    key = (path, modified, study.text, rename)
+    if key in _records:
+        _records[key] = _records.pop(key)  # the most recently used one is last
+    else:
+        _records[key] = kinds.load(path, study, dict(rename), silo.folder / "cache")
+        while len(_records) > 1 and sum(records.size_bytes for records in _records.values()) > _RECORDS_BYTES:
+            del _records[next(iter(_records))]
+    return _records[key]
 
 
-@lru_cache(maxsize=64)
-def _read_records(path: Path, _modified: int, text: str, rename: tuple[tuple[str, str], ...]) -> Records:
-    return tabular.load(path, Study.parse(text, REGISTRIES), dict(rename))
+_records: dict[tuple[object, ...], Records] = {}  # read once, while they do not take too much memory together
+_RECORDS_BYTES = 512 * 2**20
 
 
 def _shown(values: dict[str, float | None]) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
@@ -25,6 +26,7 @@ from strategies.optimizers import OPTIMIZERS, Optimizer
 from strategies.privacy.accountant import calibrate
 from strategies.privacy.events import Event, Exact, Gaussian
 from strategies.spec import Registry, parse_spec
+from strategies.tokens import VOCABULARIES
 
 STRATEGIES = Registry(kind="strategy", package="strategies", bases=("SumStrategy", "PerSiloStrategy"))
 
@@ -104,15 +106,38 @@ class CategoricalFeature(Section):
 Feature = Annotated[NumericFeature | CategoricalFeature, Field(discriminator="type")]
 
 
+Column = Annotated[str, Field(min_length=1)]
+Bounds = Annotated[
+    tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=2, max_length=2, strict=False)
+]
+
+
 class DataSection(Section):
+    """What is read and what it may look like; nothing in it is fitted to records.
+
+    `shape` is one record's: [height, width, channels] of images, [steps, channels] of signals, [steps] of sequences
+    (their channels follow from the features), [tokens] of texts. `range` bounds the values of images and signals
+    (for DICOM: the window), `target_range` the value to predict in a regression.
+    """
+
     kind: Literal["tabular", "images", "signals", "sequences", "text"]
-    target: Annotated[str, Field(min_length=1)] | None = None
-    unit: Annotated[str, Field(min_length=1)] | None = None
+    target: Column | None = None
+    unit: Column | None = None
     classes: Annotated[tuple[Category, ...], Field(min_length=2, strict=False)] | None = None
     max_records_per_unit: Count = 1
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     test: str | None = None
     features: dict[str, Feature] = Field(default_factory=dict)
+    shape: Annotated[tuple[Count, ...], Field(min_length=1, max_length=3, strict=False)] | None = None
+    range: Bounds | None = None
+    target_range: Bounds | None = None
+    rate_hz: Positive | None = None  # signals: resampled to it
+    record: Column | None = None  # sequences: rows with one value here are one sequence; the unit if omitted
+    time: Column | None = None  # sequences: orders the rows of a sequence
+    event: Column | None = None  # sequences in long form: names what a row measured, one of the features
+    value: Column | None = None  # sequences in long form: the measured value
+    text: Column = "text"  # text: the column that holds it
+    vocabulary: str = "bytes()"  # text: a public rule from texts to tokens
 
     @property
     def input_width(self) -> int:
@@ -135,6 +160,7 @@ class TrainingSection(Section):
     steps: Count = 20
     optimizer: str = "sgd(lr=0.2)"
     expected_batch_size: Positive | None = None
+    class_weights: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
 
 
 class PrivacySection(Section):
@@ -160,6 +186,7 @@ class CohortSection(Section):
 class EvaluationSection(Section):
     metrics: Annotated[tuple[str, ...], Field(strict=False)] = ()
     release: Literal["masked", "noisy", "none"] | None = None
+    noise_multiplier: Positive | None = None  # of the counts, when release = "noisy"
     groups: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
@@ -186,11 +213,12 @@ class File(Section):
     simulation: SimulationSection = SimulationSection()
 
 
-METRICS = {
-    "classification": ("accuracy", "auroc", "auprc", "brier"),
-    "multilabel": ("accuracy", "auroc", "auprc", "brier"),
+METRICS = {  # of each task, the first ones are what a study gets that names none
+    "classification": ("accuracy", "auroc", "auprc", "brier", "balanced_accuracy", "f1", "ece"),
+    "multilabel": ("accuracy", "auroc", "auprc", "brier", "f1", "ece"),
     "regression": ("rmse", "mae", "r2"),
 }
+_USUAL_METRICS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +262,7 @@ class Study:
         problems += [_problem(fault, document, lines) for fault in faults]
         if file is not None:
             faulty = {str(fault["loc"][0]) for fault in faults}
-            problems += _cross_checks(file, resolved.get("strategy"), lines, faulty)
+            problems += _cross_checks(file, resolved, lines, faulty)
         if problems or file is None:
             raise StudyError(problems, source=source)
         return cls(
@@ -258,7 +286,7 @@ class Study:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics that the study asks for, or all that its task has."""
-        return self.file.evaluation.metrics or METRICS[self.file.study.task]
+        return self.file.evaluation.metrics or METRICS[self.file.study.task][:_USUAL_METRICS]
 
     @property
     def private(self) -> bool:
@@ -482,6 +510,7 @@ def _spec_problems(document: Any, registries: Registries, lines: _Lines) -> tupl
         ("optimizer", "training", "optimizer", OPTIMIZERS, "sgd(lr=0.2)"),
         ("partition", "simulation", "partition", registries.partitions, "dirichlet(alpha=0.5)"),
         ("dataset", "simulation", "dataset", registries.datasets, "breast_cancer()"),
+        ("vocabulary", "data", "vocabulary", VOCABULARIES, "bytes()"),
     ]
     problems: list[Problem] = []
     resolved: dict[str, Any] = {}
@@ -500,7 +529,7 @@ def _spec_problems(document: Any, registries: Registries, lines: _Lines) -> tupl
     return problems, resolved
 
 
-def _cross_checks(file: File, strategy: Strategy | None, lines: _Lines, faulty: set[str]) -> list[Problem]:
+def _cross_checks(file: File, resolved: Mapping[str, Any], lines: _Lines, faulty: set[str]) -> list[Problem]:
     """Return what is wrong between values; sections with a fault of their own are left out, as it may be the cause."""
     found: list[Problem] = []
 
@@ -509,6 +538,7 @@ def _cross_checks(file: File, strategy: Strategy | None, lines: _Lines, faulty: 
             found.append(Problem(sentence=sentence, line=lines.of(*path)))
 
     privacy, data, evaluation = file.privacy, file.data, file.evaluation
+    strategy, model = resolved.get("strategy"), resolved.get("model")
     targets = [privacy.epsilon, privacy.noise_multiplier]
     if privacy.mechanism == "dp-sgd":
         check(
@@ -559,20 +589,14 @@ def _cross_checks(file: File, strategy: Strategy | None, lines: _Lines, faulty: 
             "evaluation",
             "metrics",
         )
-    if data.kind == "tabular":
-        check(
-            bool(data.features),
-            "data.features is empty: a tabular study names every column that it reads, with its "
-            "type and public bounds or values; add [data.features]",
-            "data",
-        )
-        check(data.target is not None, "data.target is missing; name the column to predict", "data")
-        check(
-            file.study.task != "multilabel",
-            "study.task = 'multilabel' has no tabular form; choose 'classification' or 'regression'",
-            "study",
-            "task",
-        )
+    kinds = getattr(model, "kinds", (data.kind,))
+    check(
+        data.kind in kinds,
+        f"model.name = '{file.model.name}' does not take data.kind = '{data.kind}', only {', '.join(kinds)}; "
+        "choose another model",
+        "model",
+        "name",
+    )
     for role, column in (("target", data.target), ("unit", data.unit)):
         check(
             column not in data.features,
@@ -588,9 +612,85 @@ def _cross_checks(file: File, strategy: Strategy | None, lines: _Lines, faulty: 
         "max_records_per_unit",
     )
     check(
-        data.classes is None or file.study.task == "classification",
+        data.classes is None or file.study.task != "regression",
         f"data.classes has no meaning with task = '{file.study.task}'; remove it",
         "data",
         "classes",
     )
+    for sentence, *path in (*_data_problems(file), *_training_problems(file)):
+        check(False, sentence, *path)
     return found
+
+
+def _data_problems(file: File) -> Iterator[tuple[str, ...]]:
+    """Yield a sentence and the place of each setting that the kind of data does not go with."""
+    data, task = file.data, file.study.task
+    kind = data.kind
+    if kind in ("tabular", "sequences") and not data.features and (kind == "tabular" or data.record or data.time):
+        yield (
+            f"data.features is empty: a {kind} study names every column that it reads, with its type and public "
+            "bounds or values; add [data.features]",
+            "data",
+        )
+    if kind == "tabular" and data.target is None and task != "multilabel":
+        yield "data.target is missing; name the column to predict", "data"
+    if task == "multilabel" and kind in ("tabular", "text") and data.classes is None:
+        yield (
+            "data.classes is missing: with task = 'multilabel' it names the columns of the labels, each 0 or 1; "
+            'write for example classes = ["oedema", "effusion"]',
+            "data",
+        )
+    sizes = {"tabular": 0, "images": 3, "signals": 2, "sequences": 1, "text": 1}[kind]
+    if data.shape is not None and len(data.shape) != sizes:
+        words = "has no meaning for tables; remove it" if not sizes else f"must have {sizes} entries for {kind}"
+        yield f"data.shape = {list(data.shape)} is not allowed: it {words}", "data", "shape"
+    for name, bounds in (("range", data.range), ("target_range", data.target_range)):
+        if bounds is not None and not bounds[0] < bounds[1]:
+            yield f"data.{name} = {list(bounds)} is not allowed: the first must be less than the second", "data", name
+    if data.target_range is not None and task != "regression":
+        yield f"data.target_range has no meaning with task = '{task}'; remove it", "data", "target_range"
+    for name, kinds in (
+        ("range", ("images", "signals")),
+        ("rate_hz", ("signals",)),
+        ("record", ("sequences",)),
+        ("time", ("sequences",)),
+        ("event", ("sequences",)),
+        ("value", ("sequences",)),
+        ("text", ("text",)),
+        ("vocabulary", ("text",)),
+    ):
+        if name in data.model_fields_set and kind not in kinds:
+            yield (
+                f"data.{name} has no meaning with kind = '{kind}', only with {', '.join(kinds)}; remove it",
+                "data",
+                name,
+            )
+    if (data.event is None) != (data.value is None):
+        yield "data.event and data.value go together; give both columns of the long form, or neither", "data"
+    for group in file.evaluation.groups:
+        if not isinstance(data.features.get(group), CategoricalFeature):
+            yield (
+                f"evaluation.groups has '{group}', which is no categorical feature of the study; "
+                + nearest(group, [name for name, f in data.features.items() if isinstance(f, CategoricalFeature)]),
+                "evaluation",
+                "groups",
+            )
+
+
+def _training_problems(file: File) -> Iterator[tuple[str, ...]]:
+    weights, classes = file.training.class_weights, file.data.classes
+    if weights and file.study.task != "classification":
+        yield "training.class_weights needs task = 'classification'; remove it", "training", "class_weights"
+    elif weights and (classes is None or len(weights) != len(classes)):
+        yield (
+            f"training.class_weights has {len(weights)} entries and data.classes {len(classes or ())}; give one weight "
+            "a class, in the order of data.classes",
+            "training",
+            "class_weights",
+        )
+    if file.evaluation.noise_multiplier is not None and file.evaluation.release != "noisy":
+        yield (
+            "evaluation.noise_multiplier has a meaning only with evaluation.release = 'noisy'; remove it or write that",
+            "evaluation",
+            "noise_multiplier",
+        )

@@ -1,16 +1,30 @@
-"""The records of one silo as tensors, and their split into a training and a held-out part by unit."""
+"""The records of one silo, and their split into a training and a held-out part by unit.
+
+Small data are tensors in memory. Large data stay on disk (`DiskRows`) and are read and encoded when a batch asks for
+them, so memory does not grow with the data set; what has to be written for that goes to files without a name.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+
+from client.models.base import Inputs
 
 if TYPE_CHECKING:
     import torch
+
+Array = NDArray[np.generic]
+Positions = NDArray[np.int64]
+IN_MEMORY_BYTES = 64 * 2**20  # records that need more than this stay on disk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +32,16 @@ class Part:
     """Records of one part.
 
     Args:
-        x: (rows, ...) float32 inputs.
-        y: (rows,) int64 class indices, or float32 values in regression.
+        x: (rows, ...) inputs: a tensor, or something that reads rows from disk.
+        y: (rows,) int64 class indices; (rows, labels) float32 of 0 and 1 in multilabel; (rows,) float32 in regression.
         unit_of_row: (rows,) unit of each row, numbered from 0 without gaps.
+        groups: by group column, (rows,) index of the row's value among the study's values, -1 for none of them.
     """
 
-    x: torch.Tensor
+    x: torch.Tensor | Inputs
     y: torch.Tensor
     unit_of_row: NDArray[np.int64]
+    groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     @property
     def units(self) -> int:
@@ -47,25 +63,256 @@ class Records:
     held_out: Part
     notes: tuple[str, ...]
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the records take, about."""
+        return sum(_memory(part.x) + _memory(part.y) + part.unit_of_row.nbytes for part in (self.train, self.held_out))
 
-def held_out_rows(unit_keys: list[str], seed: int, share: float) -> NDArray[np.bool_]:
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What a loader makes of a silo's files, before the split.
+
+    Args:
+        x: (rows, ...) inputs.
+        y: targets, as in `Part`.
+        keys: the unit of each row: texts where a column names it, else a number that each row has for itself.
+        groups: as in `Part`.
+        notes: as in `Records`.
+    """
+
+    x: torch.Tensor | Inputs
+    y: Array
+    keys: Sequence[str] | NDArray[np.int64]
+    groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def split(loaded: Loaded, *, seed: int, test_share: float) -> Records:
+    """Return the records in two parts; all rows of a unit are on one side."""
+    held_out = held_out_rows(loaded.keys, seed, test_share)
+    return Records(
+        train=_part(loaded, np.flatnonzero(~held_out)),
+        held_out=_part(loaded, np.flatnonzero(held_out)),
+        notes=loaded.notes,
+    )
+
+
+def held_out_rows(keys: Sequence[str] | NDArray[np.int64], seed: int, share: float) -> NDArray[np.bool_]:
     """Return which rows are held out: a fixed function of the unit's key, the seed and the share.
 
     A unit's rows are on one side, and the side of a unit does not depend on which other units are there.
     """
     threshold = int(share * 2**64)
-    sides: dict[str, bool] = {}
-    for key in set(unit_keys):
+
+    def side(key: object) -> bool:
         digest = hashlib.sha256(f"fedsilo/split/{seed}/{key}".encode()).digest()
-        sides[key] = int.from_bytes(digest[:8], "big") < threshold
-    return np.fromiter((sides[key] for key in unit_keys), dtype=bool, count=len(unit_keys))
+        return int.from_bytes(digest[:8], "big") < threshold
+
+    if isinstance(keys, np.ndarray):
+        return np.fromiter(map(side, keys.tolist()), dtype=bool, count=len(keys))
+    sides = {key: side(key) for key in set(keys)}
+    return np.fromiter((sides[key] for key in keys), dtype=bool, count=len(keys))
 
 
-def part(x: NDArray[np.float32], y: NDArray[np.generic], unit_keys: list[str], rows: NDArray[np.bool_]) -> Part:
-    """Return the rows of one side as tensors, with units renumbered."""
+def _part(loaded: Loaded, rows: Positions) -> Part:
     import torch
 
-    chosen = np.flatnonzero(rows)
-    numbers: dict[str, int] = {}
-    units = np.fromiter((numbers.setdefault(unit_keys[i], len(numbers)) for i in chosen), np.int64, len(chosen))
-    return Part(x=torch.from_numpy(x[chosen]), y=torch.from_numpy(y[chosen]), unit_of_row=units)
+    if isinstance(loaded.keys, np.ndarray):
+        units = np.arange(len(rows), dtype=np.int64)
+    else:
+        numbers: dict[str, int] = {}
+        units = np.fromiter((numbers.setdefault(loaded.keys[i], len(numbers)) for i in rows), np.int64, len(rows))
+    chosen = torch.from_numpy(rows)
+    x = loaded.x[chosen] if isinstance(loaded.x, torch.Tensor) else Selected(loaded.x, rows)
+    groups = {name: codes[rows] for name, codes in loaded.groups.items()}
+    return Part(x=x, y=torch.from_numpy(np.ascontiguousarray(loaded.y[rows])), unit_of_row=units, groups=groups)
+
+
+def _memory(x: torch.Tensor | Inputs) -> int:
+    import torch
+
+    return x.nbytes if isinstance(x, torch.Tensor) else 0
+
+
+# --- inputs that are not tensors ----------------------------------------------------------------------------
+
+
+def positions(rows: slice | torch.Tensor | Positions, count: int) -> Positions:
+    """Return the positions that an index of `Inputs` means."""
+    if isinstance(rows, slice):
+        return np.arange(*rows.indices(count), dtype=np.int64)
+    return np.asarray(rows, dtype=np.int64)
+
+
+class Selected:
+    """Some rows of other inputs."""
+
+    def __init__(self, inputs: Inputs, rows: Positions) -> None:
+        self._inputs, self._rows = inputs, rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self._rows), *self._inputs.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Any) -> torch.Tensor:
+        return self._inputs[self._rows[positions(rows, len(self))]]
+
+
+class Joined:
+    """The rows of several inputs, one after the other."""
+
+    def __init__(self, parts: Sequence[torch.Tensor | Inputs]) -> None:
+        self._parts = parts
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self._parts[0].shape[1:])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, rows: Any) -> torch.Tensor:
+        import torch
+
+        wanted = positions(rows, len(self))
+        owner = np.searchsorted(self._starts, wanted, side="right") - 1
+        pieces, places = [], []
+        for number in np.unique(owner):
+            mine = np.flatnonzero(owner == number)
+            pieces.append(self._parts[number][torch.from_numpy(wanted[mine] - self._starts[number])])
+            places.append(mine)
+        if not pieces:
+            return self._parts[0][torch.zeros(0, dtype=torch.int64)]
+        joined = torch.cat(pieces)
+        return joined[torch.from_numpy(np.argsort(np.concatenate(places)))]
+
+
+class RawRows(Protocol):
+    """Rows of raw values: an array, or rows of a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def __getitem__(self, rows: Any) -> Any: ...
+
+
+class Encoded:
+    """Raw rows that are encoded when they are asked for.
+
+    Args:
+        raw: (rows, ...) raw values.
+        encode: (raw rows, their positions) to (rows, *shape) in the type that the model takes.
+        shape: of one encoded record.
+    """
+
+    def __init__(self, raw: RawRows, encode: Callable[[Any, Positions], Array], shape: tuple[int, ...]) -> None:
+        self._raw, self._encode, self._shape = raw, encode, shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self._raw.shape[0], *self._shape)
+
+    def __len__(self) -> int:
+        return self._raw.shape[0]
+
+    def __getitem__(self, rows: Any) -> torch.Tensor:
+        import torch
+
+        wanted = positions(rows, len(self))
+        return torch.from_numpy(np.ascontiguousarray(self._encode(self._raw[wanted], wanted)))
+
+
+def in_memory_if_small(inputs: Inputs) -> torch.Tensor | Inputs:
+    """Return all rows as one tensor when they are small, else the inputs as they are."""
+    size = int(np.prod(inputs.shape, dtype=np.int64)) * 4
+    return inputs[slice(None)] if size <= IN_MEMORY_BYTES else inputs
+
+
+class DiskRows:
+    """Rows of equal size in a file, read by position and never mapped, so that they do not stay in memory.
+
+    Args:
+        file: open for reading; kept open.
+        offset: where the first row begins.
+        count: number of rows.
+        shape: of one row.
+        dtype: of a value.
+    """
+
+    def __init__(self, file: IO[bytes], *, offset: int, count: int, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        self._file, self._offset = file, offset
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.shape = (count, *shape)
+        self._row_bytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Array:
+        wanted = positions(rows, len(self))
+        out = bytearray(len(wanted) * self._row_bytes)
+        view = memoryview(out)
+        breaks = np.flatnonzero(np.diff(wanted, prepend=-2) != 1)  # neighbours are read at once
+        for start, stop in zip(breaks, [*breaks[1:], len(wanted)], strict=True):
+            place = self._offset + int(wanted[start]) * self._row_bytes
+            self._read(view[start * self._row_bytes : stop * self._row_bytes], place)
+        return np.frombuffer(out, dtype=self.dtype).reshape(len(wanted), *self.shape[1:])
+
+    def _read(self, into: memoryview, place: int) -> None:
+        while len(into):
+            read = os.preadv(self._file.fileno(), [into], place)
+            if read == 0:
+                raise OSError("a file of records became shorter while it was read")
+            into, place = into[read:], place + read
+
+
+class Spool:
+    """Rows that come in batches: kept in memory while they are few, then in a file without a name.
+
+    Args:
+        scratch: folder of that file.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._batches: list[Array] = []
+        self._held = 0
+        self._file: IO[bytes] | None = None
+        self._count = 0
+        self._like: Array | None = None
+
+    def append(self, rows: Array) -> None:
+        """Add (rows, ...) of the shape and type that all batches have."""
+        rows = np.ascontiguousarray(rows)
+        self._like = rows[:0]
+        self._count += len(rows)
+        if self._file is None:
+            self._batches.append(rows)
+            self._held += rows.nbytes
+            if self._held > IN_MEMORY_BYTES:
+                self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._file = tempfile.TemporaryFile(dir=self._scratch, buffering=0)  # noqa: SIM115 - lives with the rows
+                for batch in self._batches:
+                    self._file.write(batch.tobytes())
+                self._batches = []
+        else:
+            self._file.write(rows.tobytes())
+
+    def finish(self) -> torch.Tensor | Inputs:
+        """Return all rows; at least one batch was appended."""
+        import torch
+
+        assert self._like is not None
+        if self._file is None:
+            return torch.from_numpy(np.concatenate(self._batches))
+        shape = self._like.shape[1:]
+        raw = DiskRows(self._file, offset=0, count=self._count, shape=shape, dtype=self._like.dtype)
+        return Encoded(raw, lambda rows, _: rows, shape)

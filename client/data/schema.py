@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from strategies.errors import DataError, nearest
-from strategies.study import CategoricalFeature, DataSection, Feature, NumericFeature
+from strategies.errors import DataError
+from strategies.study import CategoricalFeature, Feature, NumericFeature
 
 _MISSING_TEXTS = ("", "NA", "N/A", "NaN", "nan", "null", "None", "?")
 
@@ -36,24 +36,21 @@ class Encoded:
     outside: int
 
 
-def check_columns(frame: pl.DataFrame, data: DataSection) -> None:
-    """Raise a `DataError` unless every column that the study reads is there."""
-    wanted = [*data.features, *(name for name in (data.target, data.unit) if name)]
-    lacking = [name for name in wanted if name not in frame.columns]
-    if lacking:
-        hint = nearest(lacking[0], frame.columns) if frame.columns else "the file has no columns"
-        raise DataError(f"column '{lacking[0]}' is missing ({len(lacking)} of {len(wanted)} columns are); {hint}")
-
-
-def encode(name: str, series: pl.Series, feature: Feature) -> Encoded:
+def encode(name: str, series: pl.Series, feature: Feature, rows: NDArray[np.int64]) -> Encoded:
     """Return the columns of one feature.
+
+    Args:
+        name: of the feature.
+        series: (rows,) values as they stand in the file.
+        feature: the study's schema of it.
+        rows: number of each row, for an error's sentence.
 
     Raises:
         DataError: a value is missing or outside where the study says `refuse`, or is no number.
     """
     match feature:
         case NumericFeature():
-            encoded = _numeric(name, series, feature)
+            encoded = _numeric(name, series, feature, rows)
         case CategoricalFeature():
             encoded = _categorical(series, feature)
     for what, count, rule in (
@@ -65,8 +62,12 @@ def encode(name: str, series: pl.Series, feature: Feature) -> Encoded:
     return encoded
 
 
-def _numeric(name: str, series: pl.Series, feature: NumericFeature) -> Encoded:
-    values = to_numbers(name, series)
+def _numeric(name: str, series: pl.Series, feature: NumericFeature, rows: NDArray[np.int64]) -> Encoded:
+    return encode_numbers(to_numbers(name, series, rows), feature)
+
+
+def encode_numbers(values: NDArray[np.float64], feature: NumericFeature) -> Encoded:
+    """Return the columns of (rows,) numbers, NaN where one is missing."""
     missing = np.isnan(values)
     low, high = feature.min, feature.max
     with np.errstate(invalid="ignore"):
@@ -99,7 +100,7 @@ def _with_indicator(
     return Encoded(columns=np.concatenate(parts, axis=1).astype(np.float32), missing=missing, outside=outside)
 
 
-def to_numbers(name: str, series: pl.Series) -> NDArray[np.float64]:
+def to_numbers(name: str, series: pl.Series, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return float64 values with NaN for missing ones.
 
     Raises:
@@ -111,7 +112,8 @@ def to_numbers(name: str, series: pl.Series) -> NDArray[np.float64]:
         numbers = texts.cast(pl.Float64, strict=False)
         wrong = (numbers.is_null() & texts.is_not_null()).arg_true()
         if len(wrong):
-            raise DataError(f"column '{name}', row {wrong[0] + 1}: '{texts[int(wrong[0])]}' is no number")
+            at = int(wrong[0])
+            raise DataError(f"column '{name}', row {rows[at]}: '{texts[at]}' is no number")
     else:
         try:
             numbers = series.cast(pl.Float64)
@@ -129,8 +131,8 @@ def to_texts(series: pl.Series) -> pl.Series:
             pl.when(whole).then(series.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(series.cast(pl.String))
         ).to_series()
         return texts.set(series.is_nan().fill_null(False), None)
-    texts = series.cast(pl.String)
-    return texts.str.strip_chars().set(texts.str.strip_chars().is_in(list(_MISSING_TEXTS)), None)
+    texts = series.cast(pl.String).str.strip_chars().str.replace(r"^(-?\d+)\.0+$", "$1")
+    return texts.set(texts.is_in(list(_MISSING_TEXTS)), None)
 
 
 def _text(value: object) -> str:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
 from strategies.errors import RunError, SettingError
 from strategies.layout import Layout, Vector
 from strategies.spec import Registry
-from strategies.study import Study
+from strategies.study import DataSection, Study
+from strategies.tokens import VOCABULARIES
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 Task = Literal["classification", "regression", "multilabel"]
+Kind = Literal["tabular", "images", "signals", "sequences", "text"]
+_VALUES_AT_ONCE = 2**18  # input values of one forward pass without gradients: bounds its memory
 MODELS = Registry(kind="model", package="client.models", bases=("Model",))
 
 
@@ -30,19 +33,39 @@ class Shape:
     """What goes in and what comes out.
 
     Args:
-        inputs: shape of one record, without the batch: (features,) for tables.
+        inputs: shape of one record, without the batch. tabular: (columns,); images: (channels, height, width);
+            signals: (time, channels); sequences: (time, channels), of which the last channel is 1 at steps that are
+            there and 0 at padding, which comes after them; text: (tokens,), int64 ids with 0 for padding at the end.
+            All but text are float32.
         outputs: number of outputs: 1 for two classes (a logit) and for regression, else the number of classes.
         task: of the study; fixes loss and scores.
+        kind: of the data; fixes the meaning of `inputs`.
+        vocabulary: number of token ids, padding among them; 0 unless the kind is text.
+        widths: columns of each feature of a table, in order; empty where each column is a feature of its own.
+        target_range: public bounds of the value to predict (regression); the model's output is the value scaled to
+            variance one over them. None leaves values as they are.
+        class_weights: public weight of each class in the loss; empty for equal ones.
     """
 
     inputs: tuple[int, ...]
     outputs: int
     task: Task
+    kind: Kind = "tabular"
+    vocabulary: int = 0
+    widths: tuple[int, ...] = ()
+    target_range: tuple[float, float] | None = None
+    class_weights: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, *, inputs: tuple[int, ...], classes: int, task: Task) -> Shape:
+    def of(cls, *, inputs: tuple[int, ...], classes: int, task: Task, **more: Any) -> Shape:
         """Return the shape for a task with this number of classes (ignored in regression)."""
-        return cls(inputs=inputs, outputs=1 if task == "regression" or classes == 2 else classes, task=task)
+        one = task == "regression" or (task == "classification" and classes == 2)
+        return cls(inputs=inputs, outputs=1 if one else classes, task=task, **more)
+
+    @property
+    def masked(self) -> bool:
+        """Whether the last channel says which steps are there."""
+        return self.kind == "sequences"
 
     @classmethod
     def of_study(cls, study: Study) -> Shape:
@@ -52,18 +75,50 @@ class Shape:
             SettingError: the study leaves it open.
         """
         data, task = study.file.data, study.file.study.task
-        if data.kind != "tabular":
-            raise SettingError(f"data.kind = '{data.kind}' is not part of this version; use 'tabular'")
-        if task == "classification" and data.classes is None:
+        if task != "regression" and data.classes is None:
             raise SettingError(
                 'data.classes is missing: write the classes of the target, for example classes = ["no", "yes"]'
             )
-        return cls.of(inputs=(data.input_width,), classes=len(data.classes or ()), task=task)
+        return cls.of(
+            inputs=_inputs(data),
+            classes=len(data.classes or ()),
+            task=task,
+            kind=data.kind,
+            vocabulary=VOCABULARIES.resolve(data.vocabulary).ids if data.kind == "text" else 0,
+            widths=tuple(f.width for f in data.features.values()) if data.kind == "tabular" else (),
+            target_range=data.target_range,
+            class_weights=study.file.training.class_weights,
+        )
+
+
+def _inputs(data: DataSection) -> tuple[int, ...]:
+    if data.kind == "tabular":
+        return (data.input_width,)
+    if data.shape is None:
+        example = {"images": "[64, 64, 1]", "signals": "[500, 12]", "sequences": "[48]", "text": "[128]"}[data.kind]
+        raise SettingError(
+            f"data.shape is missing: {data.kind} have a public shape; write for example shape = {example}"
+        )
+    if data.kind == "images":
+        height, width, channels = data.shape
+        return (channels, height, width)
+    if data.kind == "sequences":
+        if not data.features:
+            raise SettingError(
+                "data.features is missing: a study on sequences names its channels with their public bounds"
+            )
+        return (data.shape[0], data.input_width + 1)
+    return data.shape
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Arguments of an architecture."""
+    """Arguments of an architecture.
+
+    `kinds` names the kinds of data that it takes; a study that joins it with another kind is refused.
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("tabular", "images", "signals", "sequences")
 
     def build(self, shape: Shape) -> nn.Module:
         """Return a new module: (rows, *shape.inputs) to (rows, shape.outputs), each row by itself."""
@@ -131,7 +186,20 @@ def load_weights(module: nn.Module, weights: Vector) -> None:
             parameters[name].copy_(torch.from_numpy(np.array(values)))
 
 
-def predict(module: nn.Module, x: torch.Tensor, shape: Shape, *, rows_at_once: int = 4096) -> Any:
+class Inputs(Protocol):
+    """Records that a model may see: a tensor, or something that reads them from disk when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(records, *shape of one)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> torch.Tensor:
+        """Return the records of a slice or of a tensor of positions."""
+
+
+def predict(module: nn.Module, x: torch.Tensor | Inputs, shape: Shape, *, rows_at_once: int | None = None) -> Any:
     """Return (rows, classes) probabilities, or (rows, 1) values for regression, as float64 numpy.
 
     Raises:
@@ -140,23 +208,46 @@ def predict(module: nn.Module, x: torch.Tensor, shape: Shape, *, rows_at_once: i
     import torch
 
     parts = []
+    at_once = rows_at_once or max(16, min(4096, _VALUES_AT_ONCE // max(1, features(shape))))
     was_training = module.training
     module.eval()
     with torch.no_grad():
-        for start in range(0, max(len(x), 1), rows_at_once):
-            out = module(x[start : start + rows_at_once]).double()
-            if shape.task == "classification":
-                if shape.outputs == 1:
-                    out = torch.sigmoid(out)
-                    out = torch.cat([1 - out, out], dim=1)
-                else:
-                    out = torch.softmax(out, dim=1)
-            parts.append(out.cpu().numpy())
+        for start in range(0, max(len(x), 1), at_once):
+            parts.append(_scores(module(x[start : start + at_once]).double(), shape).cpu().numpy())
     module.train(was_training)
     scores = np.concatenate(parts)
     if not np.isfinite(scores).all():
         raise RunError("the model's output is not a finite number; lower the learning rate of training.optimizer")
     return scores
+
+
+def _scores(out: torch.Tensor, shape: Shape) -> torch.Tensor:
+    import torch
+
+    if shape.task == "regression":
+        return unscaled(out, shape.target_range)
+    if shape.task == "multilabel":
+        return torch.sigmoid(out)
+    if shape.outputs == 1:
+        second = torch.sigmoid(out)
+        return torch.cat([1 - second, second], dim=1)
+    return torch.softmax(out, dim=1)
+
+
+def scaled(values: torch.Tensor, bounds: tuple[float, float] | None) -> torch.Tensor:
+    """Return regression targets as the model's output means them: clipped to public bounds, variance one there."""
+    if bounds is None:
+        return values
+    low, high = bounds
+    return math.sqrt(3) * (2 * (values.clamp(low, high) - low) / (high - low) - 1)
+
+
+def unscaled(out: torch.Tensor, bounds: tuple[float, float] | None) -> torch.Tensor:
+    """Return the model's output as values; the inverse of `scaled`."""
+    if bounds is None:
+        return out
+    low, high = bounds
+    return low + (high - low) * (out / math.sqrt(3) + 1) / 2
 
 
 def features(shape: Shape) -> int:
