@@ -9,18 +9,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from client.models.base import MODELS, Shape, build, layout_of, load_weights, predict, weights_of
+from client.models.weights import read_weights
 from server import rounds
 from server.folder import RunFolder
 from server.rounds import Evaluate, Progress, Roster
 from strategies import metrics
 from strategies.errors import SettingError
-from strategies.layout import Vector
+from strategies.layout import Layout, Vector
 from strategies.report.facts import report_facts
 from strategies.study import Registries, Study
 
@@ -60,12 +62,13 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str) -> Path:
     shape = Shape.of_study(study)
     module = build(study.model, shape, study.file.study.seed)
     layout = layout_of(module)
+    initial = _initial_weights(study, weights_of(module), layout)
     evaluate = _evaluator(study, shape, Path(test)) if test else None
     roster = rounds.invite(grid, study, secrets.token_hex(16), layout)
     folder = RunFolder.create(out, study)
     log.info("run folder %s", folder.path, extra={"folder": folder.path})
     started = datetime.now(UTC)
-    progress = Progress(state=study.strategy.start(weights_of(module)))
+    progress = Progress(state=study.strategy.start(initial))
     status, statements = "interrupted", {}
     try:
         while len(progress.lines) < study.file.study.rounds:
@@ -79,6 +82,16 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str) -> Path:
     finally:
         folder.record_report(_facts(study, roster, progress, statements, status, started))
     return folder.path
+
+
+def _initial_weights(study: Study, seeded: Vector, layout: Layout) -> Vector:
+    """Return the weights that the study starts from: of the file that it names, or those of its seed."""
+    initial, sha256 = study.file.model.initial, study.file.model.initial_sha256
+    if initial is None:
+        return seeded
+    if sha256 is None:
+        raise SettingError("model.initial_sha256 is missing: the initial model is part of the study; add its SHA-256")
+    return read_weights(Path(initial), layout, sha256=sha256)
 
 
 def _facts(
@@ -106,16 +119,30 @@ def _facts(
 
 
 def _evaluator(study: Study, shape: Shape, path: Path) -> Evaluate:
-    try:
-        arrays = safetensors.torch.load_file(path)
-        x, y = arrays["x"], arrays["y"]
-    except (OSError, KeyError, safetensors.SafetensorError):
-        raise SettingError(f"test = {path} is not allowed: it must be a safetensors file with x and y") from None
+    files = sorted(path.glob("part-*.safetensors")) if path.is_dir() else [path]
+    if not files or not all(_holds_records(file) for file in files):
+        raise SettingError(
+            f"test = {path} is not allowed: it must be a safetensors file with x and y, or a folder of such files "
+            "named part-*.safetensors"
+        )
     module = build(study.model, shape, study.file.study.seed)
     names = study.metrics
 
     def evaluate(weights: Vector) -> Mapping[str, float | None]:
         load_weights(module, weights)
-        return metrics.evaluate(predict(module, x, shape), y.numpy(), names)
+        scores, labels = [], []
+        for file in files:  # one at a time, so that a large test set is never in memory as a whole
+            arrays = safetensors.torch.load_file(file)
+            scores.append(predict(module, arrays["x"], shape))
+            labels.append(arrays["y"].numpy())
+        return metrics.evaluate(np.concatenate(scores), np.concatenate(labels), names)
 
     return evaluate
+
+
+def _holds_records(file: Path) -> bool:
+    try:
+        with safetensors.safe_open(file, framework="numpy") as arrays:
+            return {"x", "y"} <= set(arrays.keys())
+    except (OSError, safetensors.SafetensorError):
+        return False

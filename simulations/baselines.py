@@ -7,6 +7,8 @@ set aside for it. They run outside the silos' ledgers, which is what only a simu
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +17,8 @@ import torch
 from torch import nn
 
 from client.data.records import Part
-from client.models.base import Shape, build, load_weights, predict, weights_of
+from client.models.base import Shape, build, layout_of, load_weights, predict, weights_of
+from client.training.gradients import RowLoss
 from client.training.losses import row_loss
 from simulations.silos import pooled
 from strategies import metrics
@@ -23,8 +26,10 @@ from strategies.study import Study
 
 Metrics = dict[str, float | None]
 _LARGER_IS_WORSE = ("brier", "rmse", "mae", "loss")
-_EPOCHS, _PATIENCE, _BATCH, _LEARNING_RATE = 200, 15, 64, 0.01
+_EPOCHS, _PATIENCE, _BATCH = 200, 15, 64
 _STEPS_AT_MOST = 6000
+_LARGE, _CHECKED_AT_ONCE = 5000, 512
+_SECONDS = 40.0  # of training for each of the two rows; a large model on a slow machine stops there, at its best so far
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +49,15 @@ def baselines(study: Study, parts: Sequence[Part], test: Part) -> Baselines:
         parts: training records of each silo, in order.
         test: pooled held-out records.
     """
-    whole = fit(study, pooled(parts), test)
-    local = {f"silo-{number}": fit(study, part, test) for number, part in enumerate(parts, start=1)}
+    whole = fit(study, pooled(parts), test, seconds=_SECONDS)
+    share = _SECONDS / max(1, len(parts))
+    local = {f"silo-{n}": fit(study, part, test, seconds=share) for n, part in enumerate(parts, start=1)}
     best = max(local, key=lambda silo: _goodness(local[silo], study.metrics[0]))
     return Baselines(pooled=whole, best_local=local[best], best_silo=best)
 
 
-def fit(study: Study, part: Part, test: Part) -> Metrics:
-    """Return the test metrics of the study's model trained plainly on `part`."""
+def fit(study: Study, part: Part, test: Part, *, seconds: float = math.inf) -> Metrics:
+    """Return the test metrics of the study's model trained plainly on `part`, for at most about so many seconds."""
     shape = Shape.of_study(study)
     module = build(study.model, shape, study.file.study.seed)
     random = np.random.default_rng([study.file.study.seed, 2])
@@ -59,20 +65,28 @@ def fit(study: Study, part: Part, test: Part) -> Metrics:
     is_aside = np.isin(part.unit_of_row, aside)
     train, check = np.flatnonzero(~is_aside), np.flatnonzero(is_aside)
     if len(train):
-        _train(module, shape, part, train, check, random)
+        _train(module, shape, part, train, check, random, time.monotonic() + seconds)
     values = metrics.evaluate(predict(module, test.x, shape), test.y.numpy(), study.metrics) if len(test.y) else {}
     values.pop("loss", None)
     return values
 
 
 def _train(
-    module: nn.Module, shape: Shape, part: Part, train: np.ndarray, check: np.ndarray, random: np.random.Generator
+    module: nn.Module,
+    shape: Shape,
+    part: Part,
+    train: np.ndarray,
+    check: np.ndarray,
+    random: np.random.Generator,
+    deadline: float,
 ) -> None:
     loss = row_loss(shape)
-    optimizer = torch.optim.Adam(module.parameters(), lr=_LEARNING_RATE)
+    large = layout_of(module).size > _LARGE
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.002 if large else 0.01)
     best, best_weights, waited = np.inf, weights_of(module), 0
     batch = max(_BATCH, len(train) // 64)
     epochs = max(1, min(_EPOCHS, _STEPS_AT_MOST * batch // len(train)))
+    seen = check if len(check) else train
     for _ in range(epochs):
         order = random.permutation(train)
         for start in range(0, len(order), batch):
@@ -80,16 +94,25 @@ def _train(
             optimizer.zero_grad()
             loss(module(part.x[rows]), part.y[rows]).mean().backward()
             optimizer.step()
-        seen = torch.from_numpy(check if len(check) else train)
-        with torch.no_grad():
-            value = float(loss(module(part.x[seen]), part.y[seen]).mean())
+            if time.monotonic() > deadline:
+                break
+        value = _mean_loss(module, loss, part, seen)
         if value < best - 1e-5:
             best, best_weights, waited = value, weights_of(module), 0
         else:
             waited += 1
-            if waited >= _PATIENCE:
-                break
+        if waited >= _PATIENCE or time.monotonic() > deadline:
+            break
     load_weights(module, best_weights)
+
+
+def _mean_loss(module: nn.Module, loss: RowLoss, part: Part, rows: np.ndarray) -> float:
+    total = 0.0
+    with torch.no_grad():
+        for start in range(0, len(rows), _CHECKED_AT_ONCE):
+            some = torch.from_numpy(rows[start : start + _CHECKED_AT_ONCE])
+            total += float(loss(module(part.x[some]), part.y[some]).double().sum())
+    return total / len(rows)
 
 
 def _goodness(values: Metrics, name: str) -> float:

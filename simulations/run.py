@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from dataclasses import asdict, dataclass
@@ -10,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
 from client.data.records import Part
-from client.data.tabular import records_of
 from client.round import read_records
 from client.silo import Silo
 from server.folder import RunFolder
 from simulations.engines import inline
-from simulations.silos import complete, make_silos, pooled, read_dataset, what_fits
+from simulations.silos import complete, make_silos, pooled, what_fits
+from simulations.sources import read_dataset
 from strategies.errors import NotBuiltError, Refusal, RefusalCode
 from strategies.study import Study
 
 log = logging.getLogger("fedsilo.simulate")
+_TEST_FILE_VALUES = 2**22  # of the inputs in one file of test records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +61,9 @@ def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_b
     engine = study.file.simulation.engine
     if engine != "inline":
         raise NotBuiltError(f"simulation.engine = '{engine}' is not part of this version; use --engine inline")
-    frame = read_dataset(study, base)
-    study, notes = complete(study, frame)
-    records_of(frame, study)  # a wrong value is told with its row in the user's own file
-    silos = make_silos(study, frame, out.absolute() / "silos", fresh=secrets.token_hex(8) if fresh else "")
+    source = read_dataset(study, base)
+    study, notes = complete(study, source, base)
+    silos = make_silos(study, source, out.absolute() / "silos", fresh=secrets.token_hex(8) if fresh else "")
     parts, test = _records(study, silos)
     test_file = _write_test(silos[0].parent, study, test)
     try:
@@ -100,12 +102,18 @@ def _records(study: Study, silos: list[Path]) -> tuple[list[Part], Part]:
 
 
 def _write_test(folder: Path, study: Study, test: Part) -> str:
-    """Write what the server may evaluate on and return the file; nothing when there is none."""
+    """Write what the server may evaluate on, in files of bounded size; return their folder, empty for none."""
     if not len(test.y):
         return ""
-    path = folder / f"test-{study.digest[:12]}.safetensors"
-    safetensors.torch.save_file({"x": test.x.contiguous(), "y": test.y.contiguous()}, path)
-    return str(path)
+    place = folder / f"test-{study.digest[:12]}"
+    place.mkdir(exist_ok=True)
+    at_once = max(1, _TEST_FILE_VALUES // max(1, math.prod(test.x.shape[1:])))
+    for number, start in enumerate(range(0, len(test.y), at_once), start=1):
+        rows = slice(start, start + at_once)
+        arrays = {"x": test.x[rows].contiguous(), "y": test.y[rows].contiguous()}
+        arrays |= {f"group/{name}": torch.from_numpy(codes[rows]) for name, codes in test.groups.items()}
+        safetensors.torch.save_file(arrays, place / f"part-{number:05d}.safetensors")
+    return str(place)
 
 
 def _run_apps(study: Study, silos: list[Path], out: Path, test: str) -> RunFolder:

@@ -11,279 +11,221 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
 import tomlkit
 from numpy.typing import NDArray
 
-from client.data.schema import check_columns, class_texts, to_numbers, to_texts
-from client.data.tabular import ROW_COLUMN, read_table, unit_keys
+from client.data import images, sequences, signals, text
+from client.data.records import Joined, Part
+from client.data.schema import class_texts, to_texts
+from client.data.tables import check_columns, unit_keys
+from client.data.targets import target_columns
 from client.models.base import MODELS
 from simulations.datasets.base import DATASETS
+from simulations.partitions import PARTITIONS, Partition, Table
+from simulations.sources import Source, unit_column
 from strategies.errors import DataError, SettingError
 from strategies.privacy.budget import Budget
-from strategies.spec import Registry, require
 from strategies.study import Registries, Study
 
 BUDGET_EPSILON = 8.0
 ROOT = "records"  # name of the one data root of a simulated silo
-LEAST_ROWS = 20  # a dirichlet partition is drawn again until each silo has as many
-_DRAWS = 10_000
 _LARGEST_BUDGET = 1000
 
 
-# --- partitions ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """What a partition may look at, one entry a unit (its first row's).
-
-    Args:
-        label: (units,) class index, or 0 in regression.
-        frame: the units' first rows.
-    """
-
-    label: NDArray[np.int64]
-    frame: pl.DataFrame
-
-
-class Partition(Protocol):
-    """Assigns units to silos."""
-
-    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int64]:
-        """Return the silo of each unit, 0 to silos - 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Iid:
-    """Units at random, in parts of equal size."""
-
-    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int64]:
-        return random.permutation(np.arange(len(table.label)) % silos)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dirichlet:
-    """Each class is spread over the silos in proportions from a Dirichlet distribution (Hsu et al. 2019).
-
-    Args:
-        alpha: concentration; small is very unequal.
-        least: drawn again until each silo has as many units, or half of an equal share where that is less.
-    """
-
-    alpha: float = 0.5
-    least: int = LEAST_ROWS
-
-    def __post_init__(self) -> None:
-        require(0 < self.alpha < math.inf, "dirichlet.alpha", self.alpha, "a positive number")
-        require(self.least >= 1, "dirichlet.least", self.least, "at least 1")
-
-    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int64]:
-        least = min(self.least, len(table.label) // (2 * silos))
-        for _ in range(_DRAWS):
-            owner = np.zeros(len(table.label), dtype=np.int64)
-            for label in np.unique(table.label):
-                units = random.permutation(np.flatnonzero(table.label == label))
-                shares = random.dirichlet(np.full(silos, self.alpha))
-                cuts = np.rint(np.cumsum(shares)[:-1] * len(units)).astype(int)
-                owner[units] = np.searchsorted(cuts, np.arange(len(units)), side="right")
-            if np.bincount(owner, minlength=silos).min() >= least:
-                return owner
-        raise SettingError(
-            f"simulation.partition = 'dirichlet(alpha={self.alpha})' gave no split with {least} "
-            f"units in each of {silos} silos; raise alpha or lower simulation.silos"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantity:
-    """Units at random, silo sizes from a Dirichlet distribution.
-
-    Args:
-        alpha: concentration; small is very unequal.
-        least: units that each silo has at least.
-    """
-
-    alpha: float = 1.0
-    least: int = 1
-
-    def __post_init__(self) -> None:
-        require(0 < self.alpha < math.inf, "quantity.alpha", self.alpha, "a positive number")
-        require(self.least >= 1, "quantity.least", self.least, "at least 1")
-
-    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int64]:
-        free = len(table.label) - self.least * silos
-        if free < 0:
-            raise SettingError(
-                f"simulation.silos = {silos} is not allowed: the data set has {len(table.label)} units "
-                f"and each silo needs {self.least}; lower it"
-            )
-        sizes = self.least + random.multinomial(free, random.dirichlet(np.full(silos, self.alpha)))
-        return random.permutation(np.repeat(np.arange(silos), sizes))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Natural:
-    """A column says who holds what.
-
-    Args:
-        column: its name; each value is one silo.
-    """
-
-    column: str
-
-    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int64]:
-        if self.column not in table.frame.columns:
-            raise SettingError(
-                f"simulation.partition = 'natural(column=\"{self.column}\")': the data set has no such "
-                f"column; it has {', '.join(table.frame.columns[:12])}"
-            )
-        values = to_texts(table.frame[self.column]).fill_null("missing").to_list()
-        names = sorted(set(values))
-        if len(names) != silos:
-            raise SettingError(
-                f"simulation.silos = {silos} is not allowed: column '{self.column}' has {len(names)} "
-                f"values; write silos = {len(names)}"
-            )
-        index = {name: number for number, name in enumerate(names)}
-        return np.array([index[value] for value in values], dtype=np.int64)
-
-
-PARTITIONS = Registry(kind="partition", classes=(Iid, Dirichlet, Quantity, Natural))
 REGISTRIES = Registries(models=MODELS, datasets=DATASETS, partitions=PARTITIONS)
 
 
-# --- a data set, and what is read off it --------------------------------------------------------------------
+# --- what is read off a data set ----------------------------------------------------------------------------
 
 
-def read_dataset(study: Study, base: Path) -> pl.DataFrame:
-    """Return the table that `simulation.dataset` names; a path is relative to `base` (the study file's folder).
-
-    Raises:
-        DataError: it cannot be read, or a column that the study reads is missing.
-    """
-    name = study.file.simulation.dataset
-    if "(" in name:
-        frame: pl.DataFrame = DATASETS.resolve(name).load()
-    else:
-        frame = read_table(base / Path(name).expanduser())
-    check_columns(frame, study.file.data)
-    return frame.with_row_index(ROW_COLUMN).with_columns(pl.col(ROW_COLUMN).cast(pl.Int64))
-
-
-def complete(study: Study, frame: pl.DataFrame) -> tuple[Study, list[str]]:
+def complete(study: Study, source: Source, base: Path = Path()) -> tuple[Study, list[str]]:
     """Return the study as silos will see it, and sentences on what was read off the records (not private).
 
+    Args:
+        study: as written.
+        source: the whole data set.
+        base: folder that the study's paths are relative to.
+
     Raises:
-        DataError: the target cannot be a class.
+        DataError: the target cannot be a class, or the files do not fit the kind of data.
     """
+    data, frame = study.file.data, source.frame
     values: dict[str, Any] = {}
-    notes: list[str] = []
-    data, training = study.file.data, study.file.training
-    if study.file.study.task == "classification" and data.classes is None:
-        texts = to_texts(frame[str(data.target)])
-        if texts.null_count():
-            row = int(texts.is_null().arg_true()[0]) + 1
-            raise DataError(
-                f"target column '{data.target}', row {row}: the value is missing or NaN ({texts.null_count()} "
-                "rows in all); remove these rows or complete them"
-            )
-        classes = sorted(texts.unique().to_list())
-        if not 2 <= len(classes) <= 1000:
-            raise DataError(
-                f"target column '{data.target}' has {len(classes)} different values; a class needs 2 to 1000"
-            )
-        values["data.classes"] = classes
-        notes.append(f"data.classes = {classes} was read off the records")
+    if data.unit is None and "unit" in frame.columns and data.kind != "tabular":
+        values["data.unit"] = "unit"  # a unit that is there must not be overlooked
+    if study.file.study.task != "regression" and data.classes is None:
+        values["data.classes"] = _classes(study, frame)
+    off = READ_OFF.get(data.kind)
+    if off is not None:
+        values |= off(source.path, study, source.scratch.path)
+    notes = [f"{key} = {_short(value)} was read off the records" for key, value in values.items()]
+    if study.file.model.initial is not None:
+        values |= _initial(base / study.file.model.initial)
+    study = study.with_values(values, REGISTRIES) if values else study
+    training = study.file.training
     if training.expected_batch_size is None:
-        units = len(set(unit_keys(frame, data.unit)))
+        units = _number_of_units(study, frame)
         expected = training.sampling_rate * units * (1 - data.test_share) / study.file.simulation.silos
-        values["training.expected_batch_size"] = float(f"{expected:.3g}")
+        study = study.with_values({"training.expected_batch_size": float(f"{expected:.3g}")}, REGISTRIES)
         notes.append(f"training.expected_batch_size = {expected:.3g} was computed from the number of units")
-    return (study.with_values(values, REGISTRIES) if values else study), notes
+    return study, notes
+
+
+def _initial(path: Path) -> dict[str, Any]:
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        raise SettingError(f"model.initial = '{path}' cannot be read; give the path of a .safetensors file") from None
+    return {"model.initial": str(path.absolute()), "model.initial_sha256": digest}
+
+
+READ_OFF: dict[str, Callable[[Path, Study, Path], dict[str, Any]]] = {
+    "images": images.read_off,
+    "signals": signals.read_off,
+    "sequences": sequences.read_off,
+    "text": text.read_off,
+}
+
+
+def _short(value: object) -> str:
+    shown = str(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
+
+
+def _number_of_units(study: Study, frame: pl.DataFrame) -> int:
+    column = unit_column(study, frame)
+    return frame.height if column is None else frame[column].n_unique()
+
+
+def label_columns(study: Study, frame: pl.DataFrame) -> list[str]:
+    """Return the columns of the target as they are called in the frame of a source."""
+    several = [name for name in frame.columns if name.startswith("y_")]
+    if study.file.study.task == "multilabel" and several:
+        return several
+    wanted = target_columns(study, "y" if "y" in frame.columns else "label")
+    check_columns(frame.columns, wanted)
+    return wanted
+
+
+def _classes(study: Study, frame: pl.DataFrame) -> list[str]:
+    if study.file.study.task == "multilabel":
+        several = [name for name in frame.columns if name.startswith("y_")]
+        return [f"label {number}" for number in range(1, len(several) + 1)]
+    (column,) = label_columns(study, frame)
+    texts = to_texts(frame[column])
+    if texts.null_count():
+        row = int(texts.is_null().arg_true()[0]) + 1
+        raise DataError(
+            f"target column '{column}', row {row}: the value is missing or NaN ({texts.null_count()} "
+            "rows in all); remove these rows or complete them"
+        )
+    classes = sorted(texts.unique().to_list(), key=_numbers_first)
+    if not 2 <= len(classes) <= 1000:
+        raise DataError(f"target column '{column}' has {len(classes)} different values; a class needs 2 to 1000")
+    return classes
+
+
+def _numbers_first(text: str) -> tuple[bool, float, str]:
+    try:
+        return (False, float(text), text)
+    except ValueError:
+        return (True, 0.0, text)
 
 
 # --- folders ------------------------------------------------------------------------------------------------
 
 
-def make_silos(study: Study, frame: pl.DataFrame, parent: Path, *, fresh: str = "") -> list[Path]:
+def make_silos(study: Study, source: Source, parent: Path, *, fresh: str = "") -> list[Path]:
     """Return the silo folders of a study, made if they are not there yet.
 
     Args:
         study: complete.
-        frame: the whole data set.
+        source: the whole data set.
         parent: folder of all simulated silos.
         fresh: a text that makes new folders, with untouched budgets.
 
     Raises:
         SettingError: the partition cannot be made.
     """
-    folder = parent / _key(study, frame, fresh)
+    folder = parent / _key(study, source, fresh)
     done = folder / "done"
+    silos = [folder / f"silo-{number}" for number in range(1, study.file.simulation.silos + 1)]
     if not done.exists():
         if folder.exists():
             shutil.rmtree(folder)
-        for number, part in enumerate(_split(study, frame), start=1):
-            _make_silo(folder / f"silo-{number}", f"silo-{number}", study, part)
+        owner = _owners(study, source.frame)
+        for silo in silos:
+            _make_silo(silo, study, f"data/{ROOT}{source.suffix}")
+        source.write(owner, [silo / "data" / f"{ROOT}{source.suffix}" for silo in silos])
         done.write_text("")
-    return [folder / f"silo-{number}" for number in range(1, study.file.simulation.silos + 1)]
+    return silos
 
 
-def _key(study: Study, frame: pl.DataFrame, fresh: str) -> str:
-    simulation = study.file.simulation
+def _key(study: Study, source: Source, fresh: str) -> str:
+    simulation, data = study.file.simulation, study.file.data
     facts = [
         simulation.dataset,
         simulation.partition,
         study.file.study.seed,
         simulation.silos,
-        study.file.data.unit,
-        study.file.data.target,
+        data.unit,
+        data.record,
+        data.target,
         study.private,
         fresh,
+        source.digest,
     ]
     content = hashlib.sha256(json.dumps(facts).encode())
-    content.update(hashlib.sha256(frame.write_csv().encode()).digest())
-    name = simulation.dataset.split("(")[0].rsplit("/", 1)[-1]
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", simulation.dataset.split("(")[0].rstrip("/").rsplit("/", 1)[-1])
     return f"{name}-{content.hexdigest()[:12]}"
 
 
-def _split(study: Study, frame: pl.DataFrame) -> list[pl.DataFrame]:
+def _owners(study: Study, frame: pl.DataFrame) -> NDArray[np.int64]:
+    """Return the silo of each row; a unit is in one silo."""
     silos = study.file.simulation.silos
-    keys = np.array(unit_keys(frame, study.file.data.unit))
-    _, first, unit_of_row = np.unique(keys, return_index=True, return_inverse=True)
+    keys = unit_keys(frame, unit_column(study, frame))
+    first, unit_of_row = (
+        (np.arange(len(keys)), np.arange(len(keys)))
+        if isinstance(keys, np.ndarray)
+        else np.unique(np.array(keys), return_index=True, return_inverse=True)[1:]
+    )
     if len(first) < silos:
         raise SettingError(f"simulation.silos = {silos} is not allowed: the data set has {len(first)} units; lower it")
     rows = frame[first]
     table = Table(label=_labels(rows, study), frame=rows)
     partition: Partition = PARTITIONS.resolve(study.file.simulation.partition)
     owner = partition.assign(table, silos, np.random.default_rng([study.file.study.seed, 1]))
-    return [frame.filter(pl.Series(owner[unit_of_row] == number)) for number in range(silos)]
+    return owner[unit_of_row]
 
 
 def _labels(rows: pl.DataFrame, study: Study) -> NDArray[np.int64]:
-    target = rows[str(study.file.data.target)]
-    if study.file.study.task == "regression":
-        to_numbers(target.name, target)
+    if study.file.study.task != "classification":
         return np.zeros(rows.height, dtype=np.int64)
+    (column,) = label_columns(study, rows)
     index = {name: number for number, name in enumerate(class_texts(study.file.data.classes or ()))}
-    return np.array([index.get(str(text), -1) for text in to_texts(target).to_list()], dtype=np.int64)
+    return np.array([index.get(str(text), -1) for text in to_texts(rows[column]).to_list()], dtype=np.int64)
 
 
-def _make_silo(folder: Path, name: str, study: Study, part: pl.DataFrame) -> None:
+def _make_silo(folder: Path, study: Study, data: str) -> None:
     (folder / "data").mkdir(parents=True)
-    part.write_parquet(folder / "data" / f"{ROOT}.parquet")
-    settings = {"name": name, "data": {ROOT: {"path": f"data/{ROOT}.parquet"}}, "ledger": {"durability": "process"}}
+    settings = {"name": folder.name, "data": {ROOT: {"path": data}}, "ledger": {"durability": "process"}}
     budget = _budget(study) if study.private else math.inf
     policy = {
         "budget": {ROOT: {"epsilon": budget, "delta": study.file.privacy.delta}},
-        "require": {"mechanism": study.file.privacy.mechanism, "min_cohort": 1, "approval": "automatic"},
+        "require": {
+            "mechanism": study.file.privacy.mechanism,
+            "min_cohort": 1,
+            "approval": "automatic",
+            "allow_metrics": "noisy",
+        },
     }
     (folder / "silo.toml").write_text(tomlkit.dumps(settings), encoding="utf-8")
     (folder / "policy.toml").write_text(tomlkit.dumps(policy), encoding="utf-8")
@@ -319,16 +261,16 @@ def what_fits(study: Study, silos: Sequence[Path]) -> str:
     )
 
 
-def pooled(parts: Sequence[Any]) -> Any:
+def pooled(parts: Sequence[Part]) -> Part:
     """Return the concatenation of record parts, units kept apart."""
     import torch
 
-    from client.data.records import Part
-
     offsets = np.cumsum([0, *(part.units for part in parts)])
     units = [part.unit_of_row + offset for part, offset in zip(parts, offsets, strict=False)]
+    tensors = [part.x for part in parts if isinstance(part.x, torch.Tensor)]
     return Part(
-        x=torch.cat([part.x for part in parts]),
+        x=torch.cat(tensors) if len(tensors) == len(parts) else Joined([part.x for part in parts]),
         y=torch.cat([part.y for part in parts]),
         unit_of_row=np.concatenate(units),
+        groups={name: np.concatenate([part.groups[name] for part in parts]) for name in parts[0].groups},
     )

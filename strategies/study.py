@@ -147,7 +147,8 @@ class DataSection(Section):
 
 class ModelSection(Section):
     name: str
-    initial: str | None = None
+    initial: str | None = None  # a model's file to start from; a relative path is relative to the study's file
+    initial_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None  # of that file: part of the identity
 
 
 class StrategySection(Section):
@@ -667,6 +668,8 @@ def _data_problems(file: File) -> Iterator[tuple[str, ...]]:
             )
     if (data.event is None) != (data.value is None):
         yield "data.event and data.value go together; give both columns of the long form, or neither", "data"
+    if file.model.initial_sha256 is not None and file.model.initial is None:
+        yield "model.initial_sha256 has no meaning without model.initial; remove it or name the file", "model"
     for group in file.evaluation.groups:
         if not isinstance(data.features.get(group), CategoricalFeature):
             yield (

@@ -21,7 +21,9 @@ from client.data import tabular
 from client.data.records import Records, held_out_rows
 from client.data.schema import encode
 from simulations.datasets.base import DATASETS
-from simulations.silos import PARTITIONS, REGISTRIES, Table, complete, make_silos, pooled, read_dataset
+from simulations.partitions import PARTITIONS, Table
+from simulations.silos import REGISTRIES, complete, make_silos, pooled
+from simulations.sources import read_dataset
 from strategies.errors import DataError, FedsiloError, SettingError
 from strategies.study import CategoricalFeature, NumericFeature, Study, override
 

@@ -24,7 +24,8 @@ import tomlkit
 from client.silo import Silo
 from simulations.ready import read_study
 from simulations.run import simulate
-from simulations.silos import complete, make_silos, read_dataset
+from simulations.silos import complete, make_silos
+from simulations.sources import read_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent

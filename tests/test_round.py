@@ -31,7 +31,8 @@ from client.round import Shape, finish, join, model_layout, prepare, train
 from client.silo import RunState, Silo
 from server.app import app as server_app
 from simulations.engines import inline
-from simulations.silos import REGISTRIES, make_silos, read_dataset
+from simulations.silos import REGISTRIES, make_silos
+from simulations.sources import read_dataset
 from strategies import wire
 from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, RefusalCode, RunError
 from strategies.manifest import CODE_VERSION, Manifest, Member

@@ -32,7 +32,8 @@ from server.folder import RunFolder
 from server.rounds import Progress, Roster
 from simulations.engines.inline import InlineGrid
 from simulations.engines.inline import run as run_inline
-from simulations.silos import REGISTRIES, make_silos, read_dataset
+from simulations.silos import REGISTRIES, make_silos
+from simulations.sources import read_dataset
 from strategies import wire
 from strategies.base import State
 from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError

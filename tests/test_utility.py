@@ -55,7 +55,7 @@ def test_the_pooled_baseline_is_a_strong_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
 def test_bounds_cite_a_source_and_are_not_read_off_the_file(path: Path) -> None:
     study, base = read_study(str(path), {})
-    from simulations.silos import read_dataset
+    from simulations.sources import read_dataset
 
     frame = read_dataset(study, base)
     for name, feature in tomllib.loads(study.text)["data"]["features"].items():

@@ -8,10 +8,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,7 @@ from strategies.errors import DataError
 
 _LOCAL_HEADER_BYTES = 30
 ROW_ARRAY = "__row__"  # where a record stood in the data set that a simulation was cut from
+_OWN = ("y", "unit", "silo", "lengths", ROW_ARRAY)  # arrays of these names must have one entry a record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +31,19 @@ class ArrayFile:
 
     Args:
         x: (n, ...) rows of `X`, on disk.
-        columns: every other array with one entry a record, (n,) or (n, k), in memory.
+        columns: every other array with one entry a record, (n,) or (n, k), in memory; arrays of another size (names of
+            channels, say) are none of the records' and left out.
     """
 
     x: DiskRows
     columns: Mapping[str, Array]
 
     def frame(self) -> pl.DataFrame:
-        """Return the one-dimensional columns as a table, and `y` of several labels as `y_1`, `y_2`, ..."""
+        """Return the columns of one value a record as a table, and `y` of several labels as `y_1`, `y_2`, ..."""
         series = {}
         for name, array in self.columns.items():
-            if array.ndim == 1:
-                series[name] = pl.Series(name, array)
+            if array.ndim == 1 or array.shape[1] == 1:
+                series[name] = pl.Series(name, array.reshape(-1))
             else:
                 series |= {f"{name}_{k + 1}": pl.Series(array[:, k]) for k in range(array.shape[1])}
         return pl.DataFrame(series)
@@ -64,9 +67,10 @@ def open_arrays(path: Path, scratch: Path) -> ArrayFile:
             if "X" not in names:
                 raise DataError(f"{path.name} has no array X, only {', '.join(sorted(names)) or 'nothing'}; add it")
             x = _rows(path, archive, names["X"], scratch)
+            beside = [name for name in names if name in _OWN or _has_rows(archive, names[name], len(x))]
             with np.load(path, allow_pickle=False) as arrays:
-                columns = {name: arrays[name] for name in names if name != "X"}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+                columns = {name: arrays[name] for name in beside if name != "X"}
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError) as error:
         raise DataError(
             f"{path.name} cannot be read ({error}); check that it is a sound .npz without objects"
         ) from None
@@ -94,9 +98,23 @@ def _rows(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, scratch: 
         with archive.open(info) as packed:
             shutil.copyfileobj(packed, file, 2**20)
         file.seek(0)
+    shape, fortran, dtype = _header(file)
+    if dtype.hasobject or fortran or not shape:
+        raise ValueError("X holds objects, is in Fortran order or has no dimension")
+    rows = DiskRows(file, offset=file.tell(), count=shape[0], shape=shape[1:], dtype=dtype)
+    if rows.size_bytes > info.file_size:  # else the bytes of other members would be read
+        raise ValueError("X is shorter than its header says")
+    return rows
+
+
+def _has_rows(archive: zipfile.ZipFile, info: zipfile.ZipInfo, count: int) -> bool:
+    with archive.open(info) as file:
+        shape = _header(file)[0]
+    return len(shape) in (1, 2) and shape[0] == count
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
-    if dtype.hasobject or fortran or not shape:
-        raise ValueError("X holds objects, is in Fortran order or has no dimension")
-    return DiskRows(file, offset=file.tell(), count=shape[0], shape=shape[1:], dtype=dtype)
+    return shape, fortran, dtype

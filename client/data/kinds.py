@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from client.data import images, sequences, signals, tabular, text
 from client.data.records import Loaded, Records, split
 from strategies.study import Study
 
-Loader = Callable[[Path, Study, Mapping[str, str], Path], Loaded]
+
+class Loader(Protocol):
+    """Reads one kind of data; without `labelled` the target is not read, and `Loaded.y` is all zero."""
+
+    def __call__(
+        self, path: Path, study: Study, rename: Mapping[str, str], scratch: Path, *, labelled: bool = True
+    ) -> Loaded: ...
+
+
 LOADERS: dict[str, Loader] = {
     "tabular": tabular.load,
     "images": images.load,

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import polars as pl
 from numpy.typing import DTypeLike, NDArray
 
 from client.models.base import Inputs
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.generic]
 Positions = NDArray[np.int64]
+Keys = pl.Series | Sequence[str] | NDArray[np.int64]
 IN_MEMORY_BYTES = 64 * 2**20  # records that need more than this stay on disk
 
 
@@ -76,14 +79,15 @@ class Loaded:
     Args:
         x: (rows, ...) inputs.
         y: targets, as in `Part`.
-        keys: the unit of each row: texts where a column names it, else a number that each row has for itself.
+        keys: the unit of each row: texts where a column names it (a series takes the least memory), else a number that
+            each row has for itself.
         groups: as in `Part`.
         notes: as in `Records`.
     """
 
     x: torch.Tensor | Inputs
     y: Array
-    keys: Sequence[str] | NDArray[np.int64]
+    keys: Keys
     groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -98,7 +102,7 @@ def split(loaded: Loaded, *, seed: int, test_share: float) -> Records:
     )
 
 
-def held_out_rows(keys: Sequence[str] | NDArray[np.int64], seed: int, share: float) -> NDArray[np.bool_]:
+def held_out_rows(keys: Keys, seed: int, share: float) -> NDArray[np.bool_]:
     """Return which rows are held out: a fixed function of the unit's key, the seed and the share.
 
     A unit's rows are on one side, and the side of a unit does not depend on which other units are there.
@@ -110,9 +114,17 @@ def held_out_rows(keys: Sequence[str] | NDArray[np.int64], seed: int, share: flo
         return int.from_bytes(digest[:8], "big") < threshold
 
     if isinstance(keys, np.ndarray):
-        return np.fromiter(map(side, keys.tolist()), dtype=bool, count=len(keys))
-    sides = {key: side(key) for key in set(keys)}
-    return np.fromiter((sides[key] for key in keys), dtype=bool, count=len(keys))
+        return np.fromiter(map(side, keys.flat), dtype=bool, count=len(keys))
+    unique, unit_of_row = _numbered(pl.Series(keys, dtype=pl.String))
+    return np.fromiter(map(side, unique), dtype=bool, count=len(unique))[unit_of_row]
+
+
+def _numbered(keys: pl.Series) -> tuple[pl.Series, Positions]:
+    """Return the distinct keys in order of appearance, and each key's place among them."""
+    unique = keys.unique(maintain_order=True)
+    places = pl.DataFrame({"key": unique, "place": np.arange(len(unique))})
+    rows = pl.DataFrame({"key": keys}).join(places, on="key", how="left", maintain_order="left")
+    return unique, rows["place"].to_numpy()
 
 
 def _part(loaded: Loaded, rows: Positions) -> Part:
@@ -121,8 +133,7 @@ def _part(loaded: Loaded, rows: Positions) -> Part:
     if isinstance(loaded.keys, np.ndarray):
         units = np.arange(len(rows), dtype=np.int64)
     else:
-        numbers: dict[str, int] = {}
-        units = np.fromiter((numbers.setdefault(loaded.keys[i], len(numbers)) for i in rows), np.int64, len(rows))
+        units = _numbered(pl.Series(loaded.keys, dtype=pl.String)[rows])[1]
     chosen = torch.from_numpy(rows)
     x = loaded.x[chosen] if isinstance(loaded.x, torch.Tensor) else Selected(loaded.x, rows)
     groups = {name: codes[rows] for name, codes in loaded.groups.items()}
@@ -232,15 +243,19 @@ class Encoded:
 
 def in_memory_if_small(inputs: Inputs) -> torch.Tensor | Inputs:
     """Return all rows as one tensor when they are small, else the inputs as they are."""
-    size = int(np.prod(inputs.shape, dtype=np.int64)) * 4
-    return inputs[slice(None)] if size <= IN_MEMORY_BYTES else inputs
+    return inputs[slice(None)] if is_small(inputs) else inputs
+
+
+def is_small(inputs: Inputs) -> bool:
+    """Return whether the rows may be held in memory, at four bytes a value."""
+    return int(np.prod(inputs.shape, dtype=np.int64)) * 4 <= IN_MEMORY_BYTES
 
 
 class DiskRows:
     """Rows of equal size in a file, read by position and never mapped, so that they do not stay in memory.
 
     Args:
-        file: open for reading; kept open.
+        file: open for reading; closed when nobody needs the rows any more.
         offset: where the first row begins.
         count: number of rows.
         shape: of one row.
@@ -249,12 +264,18 @@ class DiskRows:
 
     def __init__(self, file: IO[bytes], *, offset: int, count: int, shape: tuple[int, ...], dtype: DTypeLike) -> None:
         self._file, self._offset = file, offset
+        weakref.finalize(self, file.close)
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.shape = (count, *shape)
         self._row_bytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all rows in the file."""
+        return len(self) * self._row_bytes
 
     def __getitem__(self, rows: Any) -> Array:
         wanted = positions(rows, len(self))
@@ -306,13 +327,18 @@ class Spool:
         else:
             self._file.write(rows.tobytes())
 
-    def finish(self) -> torch.Tensor | Inputs:
-        """Return all rows; at least one batch was appended."""
+    def finish(self, dtype: DTypeLike | None = None) -> torch.Tensor | Inputs:
+        """Return all rows; at least one batch was appended.
+
+        Args:
+            dtype: that the rows have when they are asked for, if it is not the one they were appended with.
+        """
         import torch
 
         assert self._like is not None
+        like = self._like if dtype is None else self._like.astype(dtype)
         if self._file is None:
-            return torch.from_numpy(np.concatenate(self._batches))
-        shape = self._like.shape[1:]
+            return torch.from_numpy(np.concatenate(self._batches).astype(like.dtype, copy=False))
+        shape = like.shape[1:]
         raw = DiskRows(self._file, offset=0, count=self._count, shape=shape, dtype=self._like.dtype)
-        return Encoded(raw, lambda rows, _: rows, shape)
+        return Encoded(raw, lambda rows, _: rows.astype(like.dtype, copy=False), shape)

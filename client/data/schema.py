@@ -9,6 +9,8 @@ for the silo's own log and goes nowhere else.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,8 @@ from strategies.errors import DataError
 from strategies.study import CategoricalFeature, Feature, NumericFeature
 
 _MISSING_TEXTS = ("", "NA", "N/A", "NaN", "nan", "null", "None", "?")
+_EXACT_BELOW = 2.0**53  # whole numbers of that size have a float64 each
+MISSING, OUTSIDE = -1, -2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +54,46 @@ def encode(name: str, series: pl.Series, feature: Feature, rows: NDArray[np.int6
     """
     match feature:
         case NumericFeature():
-            encoded = _numeric(name, series, feature, rows)
+            encoded = encode_numbers(to_numbers(name, series, rows), feature)
         case CategoricalFeature():
-            encoded = _categorical(series, feature)
+            encoded = encode_codes(codes_of(series, feature.values), feature)
+    refuse(name, encoded, feature)
+    return encoded
+
+
+def refuse(name: str, encoded: Encoded, feature: Feature) -> None:
+    """Raise a `DataError` if a value is missing or outside where the study says `refuse`."""
     for what, count, rule in (
         ("missing", encoded.missing, feature.missing),
         ("outside", encoded.outside, feature.outside),
     ):
         if count and rule == "refuse":
             raise DataError(f"column '{name}' has {count} rows that are {what}, and the study says {what} = 'refuse'")
-    return encoded
 
 
-def _numeric(name: str, series: pl.Series, feature: NumericFeature, rows: NDArray[np.int64]) -> Encoded:
-    return encode_numbers(to_numbers(name, series, rows), feature)
+class Tally:
+    """What was unusual about each feature, over all batches."""
+
+    def __init__(self) -> None:
+        self._missing: Counter[str] = Counter()
+        self._outside: Counter[str] = Counter()
+
+    def add(self, name: str, encoded: Encoded) -> None:
+        """Count one batch of a feature."""
+        self._missing[name] += encoded.missing
+        self._outside[name] += encoded.outside
+
+    def notes(self, what: str) -> tuple[str, ...]:
+        """Return a sentence for each feature that has something unusual.
+
+        Args:
+            what: is counted, for example rows.
+        """
+        return tuple(
+            f"column '{name}': {missing} {what} missing, {self._outside[name]} outside the public schema"
+            for name, missing in self._missing.items()
+            if missing or self._outside[name]
+        )
 
 
 def encode_numbers(values: NDArray[np.float64], feature: NumericFeature) -> Encoded:
@@ -84,13 +114,41 @@ def encode_numbers(values: NDArray[np.float64], feature: NumericFeature) -> Enco
     return _with_indicator(scaled[:, None], absent, int(missing.sum()), int(outside.sum()), feature)
 
 
-def _categorical(series: pl.Series, feature: CategoricalFeature) -> Encoded:
-    texts = to_texts(series)
-    allowed = [_text(value) for value in feature.values]
-    columns = np.stack([(texts == value).fill_null(False).to_numpy() for value in allowed], axis=1)
-    missing = texts.is_null().to_numpy()
-    outside = ~columns.any(axis=1) & ~missing
+def encode_codes(codes: NDArray[np.int64], feature: CategoricalFeature) -> Encoded:
+    """Return the columns of (rows,) positions as `codes_of` returns them."""
+    columns = codes[:, None] == np.arange(len(feature.values))
+    missing, outside = codes == MISSING, codes == OUTSIDE
     return _with_indicator(columns, missing | outside, int(missing.sum()), int(outside.sum()), feature)
+
+
+def codes_of(series: pl.Series, values: Sequence[object]) -> NDArray[np.int64]:
+    """Return the position of each row's value among `values`, or `MISSING`, or `OUTSIDE` for none of them.
+
+    A value written exactly as in the study is that value, even where it reads like a missing one ("None"); else
+    numbers are compared as numbers and truth values as such, however they are spelt (1, 1.0; true, True).
+    """
+    exact = {value: place for place, value in enumerate(values) if isinstance(value, str)}
+    usual = _usual(pl.Series(class_texts(tuple(values)), dtype=pl.String))
+    spelt = {text: place for place, text in reversed(list(enumerate(usual.to_list())))}
+    texts = _plain_texts(series)
+    absent = texts.is_null() | texts.is_in(list(_MISSING_TEXTS))
+    by_number = _places(_usual(texts), dict(zip(spelt.values(), spelt, strict=True)), OUTSIDE)
+    codes = np.where(absent.fill_null(True).to_numpy(), MISSING, by_number)
+    by_text = _places(texts, {place: text for text, place in exact.items()}, OUTSIDE)
+    return np.where(by_text >= 0, by_text, codes)
+
+
+def _places(texts: pl.Series, named: Mapping[int, str], default: int) -> NDArray[np.int64]:
+    if not named:
+        return np.full(len(texts), default, dtype=np.int64)
+    return texts.replace_strict(list(named.values()), list(named), default=default, return_dtype=pl.Int64).to_numpy()
+
+
+def _usual(texts: pl.Series) -> pl.Series:
+    """Return texts with numbers and truth values in one spelling."""
+    lower = texts.str.to_lowercase()
+    texts = texts.str.replace(r"^(-?\d+)\.0+$", "$1").str.replace(r"^(-?\d+\.\d*[1-9])0+$", "$1")
+    return pl.select(pl.when(lower.is_in(["true", "false"])).then(lower).otherwise(texts)).to_series()
 
 
 def _with_indicator(
@@ -125,14 +183,17 @@ def to_numbers(name: str, series: pl.Series, rows: NDArray[np.int64]) -> NDArray
 
 def to_texts(series: pl.Series) -> pl.Series:
     """Return the values as texts: whole numbers without a fraction, null for missing ones."""
-    if series.dtype.is_float():
-        whole = series.is_finite() & (series == series.round())
-        texts = pl.select(
-            pl.when(whole).then(series.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(series.cast(pl.String))
-        ).to_series()
-        return texts.set(series.is_nan().fill_null(False), None)
-    texts = series.cast(pl.String).str.strip_chars().str.replace(r"^(-?\d+)\.0+$", "$1")
+    texts = _plain_texts(series).str.replace(r"^(-?\d+)\.0+$", "$1")
     return texts.set(texts.is_in(list(_MISSING_TEXTS)), None)
+
+
+def _plain_texts(series: pl.Series) -> pl.Series:
+    if not series.dtype.is_float():
+        return series.cast(pl.String).str.strip_chars()
+    whole = (series.abs() < _EXACT_BELOW) & (series == series.round())
+    numbers = series.cast(pl.Int64, strict=False).cast(pl.String)
+    texts = pl.select(pl.when(whole).then(numbers).otherwise(series.cast(pl.String))).to_series()
+    return texts.set(series.is_nan().fill_null(False), None)
 
 
 def _text(value: object) -> str:

@@ -78,8 +78,8 @@ def row_numbers(frame: pl.DataFrame, before: int = 0) -> NDArray[np.int64]:
     return np.arange(before + 1, before + frame.height + 1)
 
 
-def unit_keys(frame: pl.DataFrame, unit: str | None, before: int = 0) -> list[str] | NDArray[np.int64]:
-    """Return each row's unit: the unit column's value, or a number of the row's own.
+def unit_keys(frame: pl.DataFrame, unit: str | None, before: int = 0) -> pl.Series | NDArray[np.int64]:
+    """Return each row's unit: the unit column's value as a text, or a number of the row's own.
 
     Raises:
         DataError: a unit is missing.
@@ -89,7 +89,15 @@ def unit_keys(frame: pl.DataFrame, unit: str | None, before: int = 0) -> list[st
     texts = to_texts(frame[unit])
     if texts.null_count():
         raise DataError(f"column '{unit}' has {texts.null_count()} rows without a unit; give each row its unit")
-    return [str(value) for value in texts.to_list()]
+    return texts
+
+
+def joined_keys(keys: Sequence[pl.Series | NDArray[np.int64]]) -> pl.Series | NDArray[np.int64]:
+    """Return the unit keys of all batches."""
+    numbers = [batch for batch in keys if isinstance(batch, np.ndarray)]
+    if numbers:
+        return np.concatenate(numbers)
+    return pl.concat([batch for batch in keys if isinstance(batch, pl.Series)])
 
 
 def _names(path: Path) -> list[str]:

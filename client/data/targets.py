@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from client.data.records import Array
-from client.data.schema import class_texts, to_numbers, to_texts
+from client.data.schema import MISSING, OUTSIDE, class_texts, codes_of, to_numbers, to_texts
 from strategies.errors import DataError
 from strategies.study import CategoricalFeature, Study
 
@@ -41,13 +43,15 @@ def targets(frame: pl.DataFrame, columns: list[str], study: Study, rows: NDArray
 
     Args:
         frame: holds the columns.
-        columns: one, or one a label in multilabel.
+        columns: one, or one a label in multilabel; none where the target is not read, and all targets are zero then.
         study: names task and classes.
         rows: number of each row, for the error's sentence.
 
     Raises:
         DataError: a value is missing, no number, no class of the study, or no 0 or 1.
     """
+    if not columns:
+        return np.zeros(frame.height, dtype=np.int64)
     match study.file.study.task:
         case "regression":
             values = to_numbers(columns[0], frame[columns[0]], rows)
@@ -56,7 +60,7 @@ def targets(frame: pl.DataFrame, columns: list[str], study: Study, rows: NDArray
         case "multilabel":
             return np.stack([_label(name, frame[name], rows) for name in columns], axis=1)
         case _:
-            return _classes(columns[0], frame[columns[0]], class_texts(classes_of(study)), rows)
+            return _classes(columns[0], frame[columns[0]], classes_of(study), rows)
 
 
 def groups(frame: pl.DataFrame, study: Study) -> dict[str, NDArray[np.int64]]:
@@ -65,8 +69,7 @@ def groups(frame: pl.DataFrame, study: Study) -> dict[str, NDArray[np.int64]]:
     for name in study.file.evaluation.groups:
         feature = study.file.data.features[name]
         assert isinstance(feature, CategoricalFeature)
-        index = {text: number for number, text in enumerate(class_texts(feature.values))}
-        found[name] = np.array([index.get(text, -1) for text in to_texts(frame[name]).to_list()], dtype=np.int64)
+        found[name] = np.maximum(codes_of(frame[name], feature.values), -1)
     return found
 
 
@@ -79,17 +82,17 @@ def _label(name: str, series: pl.Series, rows: NDArray[np.int64]) -> NDArray[np.
     return values.astype(np.float32)
 
 
-def _classes(name: str, series: pl.Series, classes: list[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    texts = to_texts(series)
-    _no_gaps(name, texts.is_null().to_numpy(), rows)
-    unknown = (~texts.is_in(classes)).arg_true()
+def _classes(name: str, series: pl.Series, classes: Sequence[object], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    codes = codes_of(series, classes)
+    _no_gaps(name, codes == MISSING, rows)
+    unknown = np.flatnonzero(codes == OUTSIDE)
     if len(unknown):
         at = int(unknown[0])
         raise DataError(
-            f"column '{name}', row {rows[at]}: '{texts[at]}' is none of the study's classes {', '.join(classes)}"
+            f"column '{name}', row {rows[at]}: '{to_texts(series[at : at + 1])[0]}' is none of the study's classes "
+            + ", ".join(class_texts(tuple(classes)))
         )
-    index = {text: number for number, text in enumerate(classes)}
-    return np.array([index[str(text)] for text in texts.to_list()], dtype=np.int64)
+    return codes
 
 
 def _no_gaps(name: str, absent: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:

@@ -187,22 +187,22 @@ class FeatureTokens(nn.Module):
         width: numbers a token.
     """
 
-    columns_SC: torch.Tensor
-    biases_SS: torch.Tensor
+    columns: torch.Tensor
+    biases: torch.Tensor
 
     def __init__(self, widths: tuple[int, ...], width: int) -> None:
         super().__init__()
         owner_C = torch.repeat_interleave(torch.arange(1, 1 + len(widths)), torch.tensor(widths))
         owns_SC = torch.arange(1 + len(widths))[:, None] == owner_C
         # Not part of the state: it holds nothing that training could change.
-        self.register_buffer("columns_SC", owns_SC, persistent=False)
-        self.register_buffer("biases_SS", torch.eye(1 + len(widths)), persistent=False)
+        self.register_buffer("columns", owns_SC, persistent=False)
+        self.register_buffer("biases", torch.eye(1 + len(widths)), persistent=False)
         self.content = nn.Linear(sum(widths) + 1 + len(widths), width, bias=False)
         nn.init.uniform_(self.content.weight, -(width**-0.5), width**-0.5)
 
     def forward(self, x_BC: torch.Tensor) -> Tokens:
-        own_BSC = torch.where(self.columns_SC, x_BC[:, None, :], 0.0)
-        return self.content(torch.cat([own_BSC, self.biases_SS.expand(len(x_BC), -1, -1)], dim=2)), None
+        own_BSC = torch.where(self.columns, x_BC[:, None, :], 0.0)
+        return self.content(torch.cat([own_BSC, self.biases.expand(len(x_BC), -1, -1)], dim=2)), None
 
 
 def _with_class_token(present_BT: torch.Tensor) -> torch.Tensor:
