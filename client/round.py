@@ -11,7 +11,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 
 from client.data import kinds
 from client.data.records import Records
+from client.ledger import Ledger
 from client.models.base import MODELS, Shape, build, layout_of, load_weights
 from client.silo import Silo
 from client.training.evaluation import evaluate
@@ -26,6 +27,7 @@ from client.training.local import Plan
 from client.training.local import train as train_locally
 from strategies import wire
 from strategies.base import Aux, Contribution
+from strategies.counts import CountLayout
 from strategies.errors import ProtocolError, Refusal, RefusalCode
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest
@@ -61,9 +63,15 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What training made of a job."""
+    """What training made of a job.
+
+    Args:
+        contribution: the strategy's update.
+        counts: noisy metric counts of the model that the silo received; empty when the study releases none.
+    """
 
     contribution: Contribution
+    counts: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 # --- joining ------------------------------------------------------------------------------------------------
@@ -86,8 +94,8 @@ def join(invite: wire.Invite, study: Study, silo: Silo) -> wire.Accept:
     rounds = study.file.study.rounds
     with silo.ledger() as ledger:
         spent = ledger.spent(root)
-    if not budget.fits(spent, study.round_events() * rounds):
-        fitting = budget.rounds_that_fit(spent, study.round_events(), rounds)
+    if not budget.fits(spent, study.total_events()):
+        fitting = budget.rounds_that_fit((*spent, *study.closing_events()), study.round_events(), rounds)
         raise Refusal(
             RefusalCode.BUDGET,
             f"the study does not fit into the budget of '{root}' at silo {silo.name}: {budget.spent(spent)} of "
@@ -131,13 +139,12 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
     weights = layout.check(request.weights, "the model")
     broadcast = {name: layout.check(vector, name) for name, vector in request.broadcast.items()}
     state = silo.state(manifest.run)
-    stored = state.reply(request.round)
     root = silo.root()[0]
     with silo.ledger() as ledger:
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
-        released = ledger.entry(run=manifest.run, round=request.round, kind="release")
-        if stored and released and released.body["sha256"] == hashlib.sha256(stored).hexdigest():
+        stored = _stored(silo, ledger, manifest.run, request.round)
+        if stored is not None:
             return wire.unpack(stored, (wire.Update,))
         ledger.reserve(
             data_root=root, run=manifest.run, round=request.round, events=study.round_events(), budget=silo.budget()
@@ -164,13 +171,15 @@ def _train_one(job: Job) -> Result:
     study, shape = job.study, Shape.of_study(job.study)
     module = build(study.model, shape, study.file.study.seed)
     load_weights(module, job.weights)
-    seen = evaluate(module, job.records.held_out, shape, study.metrics)
-    job.silo.log(logging.INFO, f"run {job.manifest.run[:8]} round {job.round}: model received has {_shown(seen)}")
+    seen = evaluate(module, job.records.held_out, shape, study)
+    sentence = f"run {job.manifest.run[:8]} round {job.round}: model received has {_shown(seen.metrics)}"
+    job.silo.log(logging.INFO, sentence)
     after = train_locally(
         module, job.records.train, shape, plan_of(study, job.silo.name, job.round), study.strategy, job.aux
     )
     before = torch.from_numpy(np.array(job.weights))
-    return Result(contribution=study.strategy.update(before, torch.from_numpy(after), job.aux))
+    contribution = study.strategy.update(before, torch.from_numpy(after), job.aux)
+    return Result(contribution=contribution, counts=seen.counts)
 
 
 def finish(job: Job, result: Result) -> wire.Update:
@@ -181,46 +190,99 @@ def finish(job: Job, result: Result) -> wire.Update:
     """
     weight = job.manifest.weight_of(job.silo.name)
     vector = np.asarray(result.contribution.update, dtype=np.float32) * np.float32(weight)
-    reply = wire.Update(silo=job.silo.name, round=job.round, update=model_layout(job.study).check(vector, "the update"))
-    payload = wire.pack(reply)
-    state = job.silo.state(job.manifest.run)
+    reply = wire.Update(
+        silo=job.silo.name,
+        round=job.round,
+        update=model_layout(job.study).check(vector, "the update"),
+        counts=_of_length(result.counts, job.study),
+    )
     if result.contribution.home is not None:
-        state.keep_home({name: np.asarray(array) for name, array in result.contribution.home.items()})
-    state.keep_reply(job.round, payload)
-    with job.silo.ledger() as ledger:
-        ledger.release(
-            data_root=job.silo.root()[0],
-            run=job.manifest.run,
-            round=job.round,
-            sha256=hashlib.sha256(payload).hexdigest(),
-        )
+        home = {name: np.asarray(array) for name, array in result.contribution.home.items()}
+        job.silo.state(job.manifest.run).keep_home(home)
+    _release(job.silo, job.manifest.run, job.round, reply)
     return reply
+
+
+def _of_length(counts: Vector, study: Study) -> Vector:
+    length = CountLayout.of(study).size if study.closing_events() else 0
+    if counts.shape != (length,):
+        raise ProtocolError(f"the metric counts have shape {counts.shape}, the study asks for ({length},)")
+    return counts
+
+
+def _stored(silo: Silo, ledger: Ledger, run: str, round: int) -> bytes | None:
+    """Return the reply of a round that was released before; only those very bytes may leave again."""
+    stored, released = silo.state(run).reply(round), ledger.entry(run=run, round=round, kind="release")
+    known = stored and released and released.body["sha256"] == hashlib.sha256(stored).hexdigest()
+    return stored if known else None
+
+
+def _release(silo: Silo, run: str, round: int, reply: wire.Reply) -> None:
+    """Make a reply durable, then the record that it leaves."""
+    payload = wire.pack(reply)
+    silo.state(run).keep_reply(round, payload)
+    with silo.ledger() as ledger:
+        ledger.release(data_root=silo.root()[0], run=run, round=round, sha256=hashlib.sha256(payload).hexdigest())
 
 
 # --- the end ------------------------------------------------------------------------------------------------
 
 
 def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
-    """Acknowledge the end of a run: evaluate the final model for the silo's own log, state what was spent.
+    """Acknowledge the end of a run: evaluate the final model, state what was spent.
+
+    The counts of the final model are one more release, with the number of the round after the last. The first request
+    gets them and the same bytes answer every later one, whatever model it brings. Where they do not fit into the budget
+    any more, or were reserved and lost, the silo takes its leave without them.
 
     Raises:
         ProtocolError, DataError: the request is not this run's, or the records cannot be read.
     """
     manifest = _agreed(request.manifest, study, silo)
-    shape = Shape.of_study(study)
-    module = build(study.model, shape, study.file.study.seed)
-    load_weights(module, model_layout(study).check(request.weights, "the model"))
-    seen = evaluate(module, read_records(silo, study).held_out, shape, study.metrics)
-    silo.log(logging.INFO, f"run {manifest.run[:8]}: final model has {_shown(seen)}")
-    root, budget, delta = silo.root()[0], silo.budget(), study.file.privacy.delta
+    weights = model_layout(study).check(request.weights, "the model")
+    last = study.file.study.rounds + 1
     with silo.ledger() as ledger:
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
-        here, ever = ledger.spent(root, run=manifest.run), ledger.spent(root)
+        stored = _stored(silo, ledger, manifest.run, last)
+        if stored is not None:
+            return wire.unpack(stored, (wire.Farewell,))
+        counted = _may_count(study, silo, ledger, manifest.run, last)
+    shape = Shape.of_study(study)
+    module = build(study.model, shape, study.file.study.seed)
+    load_weights(module, weights)
+    seen = evaluate(module, read_records(silo, study).held_out, shape, study)
+    silo.log(logging.INFO, f"run {manifest.run[:8]}: final model has {_shown(seen.metrics)}")
+    statement = _statement(study, silo, manifest.run)
+    if not counted:
+        return wire.Farewell(silo=silo.name, statement=statement)
+    reply = wire.Farewell(silo=silo.name, statement=statement, counts=_of_length(seen.counts, study))
+    _release(silo, manifest.run, last, reply)
+    return reply
+
+
+def _may_count(study: Study, silo: Silo, ledger: Ledger, run: str, last: int) -> bool:
+    """Reserve the closing counts, if the study has some; return whether they may leave."""
+    if not study.closing_events():
+        return False
+    try:
+        ledger.reserve(
+            data_root=silo.root()[0], run=run, round=last, events=study.closing_events(), budget=silo.budget()
+        )
+    except Refusal as refusal:
+        silo.log(logging.WARNING, f"no counts of the final model leave: {refusal}")
+        return False
+    return True
+
+
+def _statement(study: Study, silo: Silo, run: str) -> str:
+    root, budget, delta = silo.root()[0], silo.budget(), study.file.privacy.delta
+    with silo.ledger() as ledger:
+        here, ever = ledger.spent(root, run=run), ledger.spent(root)
     spent = budget.spent(ever) if not math.isinf(budget.epsilon) else math.inf
-    statement = Statement(
+    return Statement(
         silo=silo.name,
-        run=manifest.run,
+        run=run,
         study=study.digest,
         unit=study.unit,
         neighbouring="add-or-remove-one",
@@ -231,8 +293,7 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
             epsilon=_finite(budget.epsilon), delta=budget.delta, gate="rdp", order=budget.order, spent=_finite(spent)
         ),
         durability=silo.settings.ledger.durability,
-    )
-    return wire.Farewell(silo=silo.name, statement=statement.to_json())
+    ).to_json()
 
 
 # --- shared -------------------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ class RunState:
         return path.read_text(encoding="utf-8") == manifest
 
     def reply(self, round: int) -> bytes | None:
-        """Return the packed reply of a round, if one was made."""
+        """Return the packed reply of a round, if one was made; the end of a run counts as the round after the last."""
         path = self._reply_path(round)
         return path.read_bytes() if path.exists() else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ import safetensors
 import safetensors.torch
 from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from numpy.typing import NDArray
 
 from client.models.base import MODELS, Shape, build, layout_of, load_weights, predict, weights_of
 from client.models.weights import read_weights
 from server import rounds
 from server.folder import RunFolder
-from server.rounds import Evaluate, Progress, Roster
+from server.rounds import Evaluate, Measured, Progress, Roster
 from strategies import metrics
+from strategies.counts import group_values
 from strategies.errors import SettingError
 from strategies.layout import Layout, Vector
 from strategies.report.facts import report_facts
@@ -54,11 +56,13 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str) -> Path:
         grid: Flower's way to the silos.
         study: complete, as the silos will see it.
         out: folder that holds the run folders.
-        test: safetensors file with `x` and `y` that the coordinator itself owns; empty for none.
+        test: records that the coordinator itself owns: a safetensors file with `x`, `y` and, where the study names
+            groups, `group/<column>`, or a folder of such files called `part-*`; empty for none.
 
     Raises:
         Refusal, RunError, SettingError: the run did not start or broke off; finished rounds are on disk.
     """
+    study.total_events()  # an epsilon that cannot be kept is told here, and not by silos that refuse
     shape = Shape.of_study(study)
     module = build(study.model, shape, study.file.study.seed)
     layout = layout_of(module)
@@ -69,15 +73,18 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str) -> Path:
     log.info("run folder %s", folder.path, extra={"folder": folder.path})
     started = datetime.now(UTC)
     progress = Progress(state=study.strategy.start(initial))
-    status, statements = "interrupted", {}
+    status = "interrupted"
+    statements: dict[str, Any] = {}
     try:
         while len(progress.lines) < study.file.study.rounds:
             chosen, progress = rounds.choose(study, roster, progress)
             progress = rounds.run_round(grid, study, roster, chosen, progress, evaluate)
+            folder.record_round(progress.lines, progress.state, roster.manifest, layout)
             line = progress.lines[-1]
-            folder.record_round(line, progress.state, roster.manifest, layout)
             log.info("round %d of %d", line["round"], study.file.study.rounds, extra={"line": line})
-        statements = rounds.close(grid, study, roster, progress, folder)
+        progress = rounds.charge_closing(study, roster, progress)
+        statements, progress = rounds.close(grid, study, roster, progress, folder, own=evaluate is not None)
+        folder.record_lines(progress.lines)
         status = "complete"
     finally:
         folder.record_report(_facts(study, roster, progress, statements, status, started))
@@ -101,6 +108,7 @@ def _facts(
         silo: {
             "refusal": progress.excluded.get(silo),
             "rounds": progress.asked.get(silo, 0),
+            "closed": silo in progress.closed,
             "statement": statements.get(silo),
         }
         for silo in roster.nodes
@@ -119,30 +127,40 @@ def _facts(
 
 
 def _evaluator(study: Study, shape: Shape, path: Path) -> Evaluate:
+    """Return the evaluation on test records; of a folder, one file is in memory at a time."""
     files = sorted(path.glob("part-*.safetensors")) if path.is_dir() else [path]
-    if not files or not all(_holds_records(file) for file in files):
+    groups = group_values(study)
+    wanted = ("x", "y", *(f"group/{name}" for name in groups))
+    if not files or not all(_holds(file, wanted) for file in files):
         raise SettingError(
-            f"test = {path} is not allowed: it must be a safetensors file with x and y, or a folder of such files "
-            "named part-*.safetensors"
+            f"test = {path} is not allowed: it must be a safetensors file with {', '.join(wanted)}, or a folder of "
+            "such files named part-*.safetensors"
         )
     module = build(study.model, shape, study.file.study.seed)
-    names = study.metrics
 
-    def evaluate(weights: Vector) -> Mapping[str, float | None]:
+    def evaluate(weights: Vector) -> Measured:
         load_weights(module, weights)
         scores, labels = [], []
-        for file in files:  # one at a time, so that a large test set is never in memory as a whole
+        codes: dict[str, list[NDArray[np.int64]]] = {name: [] for name in groups}
+        for file in files:
             arrays = safetensors.torch.load_file(file)
             scores.append(predict(module, arrays["x"], shape))
             labels.append(arrays["y"].numpy())
-        return metrics.evaluate(np.concatenate(scores), np.concatenate(labels), names)
+            for name in groups:
+                codes[name].append(arrays[f"group/{name}"].numpy())
+        all_scores, all_labels = np.concatenate(scores), np.concatenate(labels)
+        named = {name: (groups[name], np.concatenate(codes[name])) for name in groups}
+        return Measured(
+            metrics=metrics.evaluate(all_scores, all_labels, study.metrics),
+            groups=metrics.evaluate_groups(all_scores, all_labels, study.metrics, named),
+        )
 
     return evaluate
 
 
-def _holds_records(file: Path) -> bool:
+def _holds(file: Path, wanted: Collection[str]) -> bool:
     try:
         with safetensors.safe_open(file, framework="numpy") as arrays:
-            return {"x", "y"} <= set(arrays.keys())
+            return set(wanted) <= set(arrays.keys())
     except (OSError, safetensors.SafetensorError):
         return False

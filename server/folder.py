@@ -6,7 +6,7 @@ Every file is whole at any time, so a run that is interrupted leaves its finishe
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,10 +48,16 @@ class RunFolder:
             ) from None
         return cls(path=path)
 
-    def record_round(self, line: Mapping[str, Any], state: State, manifest: Manifest, layout: Layout) -> None:
-        """Append one line to metrics.jsonl and save the state that it speaks of."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    def record_lines(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Write metrics.jsonl as a whole: counts of a round complete the line of the round before."""
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        checkpoint.write_whole(self.path / "metrics.jsonl", text.encode())
+
+    def record_round(
+        self, lines: Sequence[Mapping[str, Any]], state: State, manifest: Manifest, layout: Layout
+    ) -> None:
+        """Write the lines so far and save the state that the last one speaks of."""
+        self.record_lines(lines)
         checkpoint.save(self.path / "checkpoint", state, manifest)
         checkpoint.save_model(self.path / "model.safetensors", layout, state.weights)
 

@@ -1,4 +1,8 @@
-"""A run's rounds: invite, then select -> ask -> aggregate -> evaluate -> record, then close."""
+"""A run's rounds: invite, then select -> ask -> aggregate -> evaluate -> record, then close.
+
+Silos count how well the model does that they receive. So the counts of round t + 1, and those of the end, complete the
+line of round t, which speaks of the model after it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +22,8 @@ from server import cohort
 from server.folder import RunFolder
 from strategies import wire
 from strategies.base import PerSiloStrategy, State, SumStrategy
+from strategies.counted import groups_of, metrics_of, resolution_of
+from strategies.counts import CountLayout
 from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest, Member
@@ -27,10 +34,21 @@ from strategies.study import Study
 log = logging.getLogger("fedsilo.server")
 
 
+Groups = Mapping[str, Mapping[str, Mapping[str, float | None]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Metrics of a model, and those by group column and value."""
+
+    metrics: Mapping[str, float | None]
+    groups: Groups
+
+
 class Evaluate(Protocol):
     """The coordinator's own evaluation, on records that it owns; nothing of a silo goes into it."""
 
-    def __call__(self, weights: Vector) -> Mapping[str, float | None]: ...
+    def __call__(self, weights: Vector) -> Measured: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +76,7 @@ class Progress:
         asked: rounds that each silo was asked to train: an upper bound on what it released.
         received: last round whose update from each silo arrived.
         excluded: refusal code of each silo that refused a round.
+        closed: silos that were asked to close, and so to release the counts of the final model.
     """
 
     state: State
@@ -65,6 +84,7 @@ class Progress:
     asked: Mapping[str, int] = field(default_factory=dict)
     received: Mapping[str, int] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
+    closed: tuple[str, ...] = ()
 
 
 def invite(grid: Grid, study: Study, run: str, layout: Layout) -> Roster:
@@ -157,26 +177,72 @@ def run_round(
     updates, refused = _sort(answers, {roster.nodes[silo]: silo for silo in chosen}, number, progress.state)
     trained_s = time.monotonic() - began
     enough = len(updates) >= limits.min_silos
-    state = _aggregate(study, roster.manifest, progress.state, updates) if enough else progress.state
-    seen = dict(evaluate(state.weights)) if evaluate else {}
-    loss = seen.pop("loss", None)
+    vectors = {silo: reply.update for silo, reply in updates.items()}
+    state = _aggregate(study, roster.manifest, progress.state, vectors) if enough else progress.state
     line = {
         "round": number,
-        "metrics": seen,
-        "loss": loss,
+        **_own(evaluate(state.weights) if evaluate else None, study),
         "cohort": len(chosen),
         "dropped": len(chosen) - len(updates),
         "aggregated": enough,
         "epsilon": spent(study, progress.asked),
         "seconds": {"train": round(trained_s, 4), "total": round(time.monotonic() - began, 4)},
     }
+    counts = {silo: reply.counts for silo, reply in updates.items()}
     return replace(
         progress,
         state=state,
-        lines=(*progress.lines, line),
+        lines=(*_completed(study, progress.lines, counts, own=evaluate is not None), line),
         received={**progress.received, **dict.fromkeys(updates, number)},
         excluded={**progress.excluded, **refused},
     )
+
+
+def _own(measured: Measured | None, study: Study) -> dict[str, Any]:
+    """Return what a line says of the coordinator's own evaluation; without one, counts may fill it later."""
+    seen = dict(measured.metrics) if measured else {}
+    found: dict[str, Any] = {"loss": seen.pop("loss", None), "metrics": seen}
+    if study.file.evaluation.groups:
+        found["groups"] = measured.groups if measured else {}
+    return found
+
+
+def _completed(
+    study: Study, lines: tuple[dict[str, Any], ...], counts: Mapping[str, Vector], *, own: bool
+) -> tuple[dict[str, Any], ...]:
+    """Return the lines, the last one with the metrics of the silos' counts.
+
+    Args:
+        study: says whether there are any.
+        lines: metrics.jsonl; the model that the silos counted is the one after the last line.
+        counts: by silo; a vector of another length or with a value that is not finite is left out.
+        own: whether the coordinator has metrics of its own, beside which those of the silos stand.
+    """
+    if not (lines and study.closing_events()):
+        return lines
+    layout = CountLayout.of(study)
+    sound = [v for v in counts.values() if v.shape == (layout.size,) and np.isfinite(v).all()]
+    if len(sound) < len(counts):
+        log.warning(
+            "the metric counts of %d silos are not finite vectors of the study's length", len(counts) - len(sound)
+        )
+    if not sound:
+        return lines
+    total = np.stack(sound).sum(axis=0, dtype=np.float64)
+    deviation = float(study.file.evaluation.noise_multiplier or 0) * layout.sensitivity * math.sqrt(len(sound))
+    seen = metrics_of(layout, total, deviation=deviation)
+    loss, groups = seen.pop("loss"), groups_of(layout, total, deviation=deviation)
+    facts = {
+        "silos": len(sound),
+        "deviation": deviation,
+        "resolution": resolution_of(layout, total, deviation=deviation),
+    }
+    found: dict[str, Any] = {"counts": facts, "silo_metrics": seen}
+    if groups:
+        found["silo_groups"] = groups
+    if not own:
+        found = {"counts": facts, "metrics": seen, "loss": loss} | ({"groups": groups} if groups else {})
+    return (*lines[:-1], {**lines[-1], **found})
 
 
 def _train_request(silo: str, number: int, study: Study, roster: Roster, progress: Progress) -> wire.Train:
@@ -192,9 +258,9 @@ def _train_request(silo: str, number: int, study: Study, roster: Roster, progres
 
 def _sort(
     answers: cohort.Answers, silo_of: Mapping[int, str], number: int, state: State
-) -> tuple[dict[str, Vector], dict[str, str]]:
+) -> tuple[dict[str, wire.Update], dict[str, str]]:
     """Return the sound updates and the refusals, by silo; anything else counts as dropped."""
-    updates: dict[str, Vector] = {}
+    updates: dict[str, wire.Update] = {}
     refused: dict[str, str] = {}
     for node, reply in sorted(answers.replies.items()):
         silo = silo_of[node]
@@ -203,7 +269,7 @@ def _sort(
             log.warning("round %d: silo %s refused (%s)", number, silo, reply.code)
         elif isinstance(reply, wire.Update) and reply.silo == silo and reply.round == number:
             if reply.update.shape == state.weights.shape and np.isfinite(reply.update).all():
-                updates[silo] = reply.update
+                updates[silo] = reply
             else:
                 log.warning(
                     "round %d: the update of silo %s is not a finite vector of the model's length", number, silo
@@ -229,18 +295,37 @@ def _aggregate(study: Study, manifest: Manifest, state: State, updates: Mapping[
     return replace(after, weights=after.weights.astype(np.float32))
 
 
-def spent(study: Study, asked: Mapping[str, int]) -> dict[str, float | None]:
-    """Return each silo's epsilon after the rounds that it was asked to train; None without protection."""
+def spent(study: Study, asked: Mapping[str, int], closed: Collection[str] = ()) -> dict[str, float | None]:
+    """Return each silo's epsilon after the rounds and the end that it was asked for; None without protection."""
     privacy = study.file.privacy
-    costs = {
-        rounds: epsilon(study.round_events() * rounds, privacy.delta, accountant=privacy.accountant)
-        for rounds in set(asked.values())
-    }
-    return {silo: costs[rounds] if math.isfinite(costs[rounds]) else None for silo, rounds in sorted(asked.items())}
+
+    @cache
+    def cost(rounds: int, ended: bool) -> float | None:
+        events = study.round_events() * rounds + study.closing_events() * ended
+        value = epsilon(events, privacy.delta, accountant=privacy.accountant)
+        return value if math.isfinite(value) else None
+
+    return {silo: cost(rounds, silo in closed) for silo, rounds in sorted(asked.items())}
 
 
-def close(grid: Grid, study: Study, roster: Roster, progress: Progress, folder: RunFolder) -> dict[str, Any]:
-    """Tell the silos that the run is over; return and keep what each states of it."""
+def charge_closing(study: Study, roster: Roster, progress: Progress) -> Progress:
+    """Return the progress in which the end of the run is charged, before it is asked for."""
+    return replace(progress, closed=tuple(sorted(roster.nodes)) if study.closing_events() else ())
+
+
+def close(
+    grid: Grid, study: Study, roster: Roster, progress: Progress, folder: RunFolder, *, own: bool
+) -> tuple[dict[str, Any], Progress]:
+    """Tell the silos that the run is over; return and keep what each states of it, and the progress with its counts.
+
+    Args:
+        grid: Flower's way to the silos.
+        study: the agreed study.
+        roster: the silos of the run.
+        progress: the run, with its closing charged.
+        folder: where the statements go.
+        own: whether the coordinator has metrics of its own.
+    """
     requests = {
         node: wire.Close(
             manifest=roster.manifest.to_json(), received=progress.received.get(silo, 0), weights=progress.state.weights
@@ -249,9 +334,12 @@ def close(grid: Grid, study: Study, roster: Roster, progress: Progress, folder: 
     }
     answers = cohort.ask(grid, requests, group="close", timeout_s=study.file.cohort.round_timeout_s)
     statements: dict[str, Any] = {}
+    counts: dict[str, Vector] = {}
     for silo, node in sorted(roster.nodes.items()):
         reply = answers.replies.get(node)
         if isinstance(reply, wire.Farewell) and reply.silo == silo:
+            if reply.counts.size:
+                counts[silo] = reply.counts
             try:
                 statement = Statement.from_json(reply.statement)
             except ProtocolError as error:
@@ -260,4 +348,7 @@ def close(grid: Grid, study: Study, roster: Roster, progress: Progress, folder: 
             if (statement.silo, statement.run, statement.study) == (silo, roster.manifest.run, study.digest):
                 statements[silo] = asdict(statement)
                 folder.record_statement(silo, statement)
-    return statements
+    lines = _completed(study, progress.lines, counts, own=own)
+    if lines and progress.closed:
+        lines = (*lines[:-1], {**lines[-1], "epsilon": spent(study, progress.asked, progress.closed)})
+    return statements, replace(progress, lines=lines)

@@ -8,13 +8,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from strategies.command import guarded, not_built
 from strategies.errors import SettingError, nearest
@@ -31,6 +32,7 @@ app = typer.Typer(
     help="Simulate a federated study on this machine. Without a command: run the default study.",
     epilog="Example: fedsilo-simulate run breast-cancer --set privacy.epsilon=1",
 )
+_LIST_WIDTH = 240
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout and nothing else.")]
 
 
@@ -87,22 +89,60 @@ def list_command(
 
     if what not in (*KINDS, "all"):
         raise SettingError(f"list {what} is not allowed; {nearest(what, KINDS)}")
-    listed = {kind: rows(kind) for kind in (KINDS if what == "all" else (what,))}
+    listed = {kind: rows(kind, counted=as_json) for kind in (KINDS if what == "all" else (what,))}
     if as_json:
         print(json.dumps(listed if what == "all" else listed[what]))
         return
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_LIST_WIDTH)  # where nobody looks, nothing needs to be folded
     for kind, entries in listed.items():
-        table = Table(*entries[0].keys(), title=kind, title_justify="left")
+        first, *more = entries[0]
+        table = Table(Column(first, overflow="fold"), *more, title=kind, title_justify="left")
         for entry in entries:
             table.add_row(*("" if value is None else str(value) for value in entry.values()))
         console.print(table)
 
 
-@app.command("sweep", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def sweep_command() -> None:
-    """Run a study over a grid of settings (not built yet)."""
-    raise not_built("fedsilo-simulate sweep", "the results tables")
+@app.command("sweep", epilog="Example: fedsilo-simulate sweep breast-cancer --epsilon 8 --epsilon 1 --seeds 3")
+def sweep_command(
+    studies: Annotated[
+        list[str] | None, typer.Argument(help="Ready studies or study files; breast-cancer if omitted.")
+    ] = None,
+    epsilons: Annotated[
+        list[float] | None, typer.Option("--epsilon", help="Of a private row; may be repeated. Default: 8, 3 and 1.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 1.")] = 3,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value of the studies; may be repeated."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder that holds the results.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Measure what privacy and federation cost: pooled, lone silo, federated, and federated at each epsilon."""
+    from simulations.sweep import markdown, sweep, write
+
+    console = Console(stderr=True, highlight=False, quiet=as_json)
+    values = dict(parse_override(text) for text in overrides or [])
+    tables = [
+        sweep(
+            name,
+            epsilons=epsilons or (8.0, 3.0, 1.0),
+            seeds=range(1, seeds + 1),
+            overrides=values,
+            out=out,
+            tell=lambda text: console.print(text, style="dim"),
+        )
+        for name in studies or ["breast-cancer"]
+    ]
+    folder = write(tables, out)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "tables": [asdict(table) for table in tables]}))
+        return
+    for table in tables:
+        print(markdown(table))
+    print(f"tables and picture: {folder}")
 
 
 @app.command("audit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -64,6 +64,7 @@ def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_b
     source = read_dataset(study, base)
     study, notes = complete(study, source, base)
     silos = make_silos(study, source, out.absolute() / "silos", fresh=secrets.token_hex(8) if fresh else "")
+    del source  # its index of a large data set takes memory
     parts, test = _records(study, silos)
     test_file = _write_test(silos[0].parent, study, test)
     try:

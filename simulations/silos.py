@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from client.data import images, sequences, signals, text
 from client.data.records import Joined, Part
-from client.data.schema import class_texts, to_texts
+from client.data.schema import codes_of, to_texts
 from client.data.tables import check_columns, unit_keys
 from client.data.targets import target_columns
 from client.models.base import MODELS
@@ -120,12 +120,12 @@ def _classes(study: Study, frame: pl.DataFrame) -> list[str]:
         several = [name for name in frame.columns if name.startswith("y_")]
         return [f"label {number}" for number in range(1, len(several) + 1)]
     (column,) = label_columns(study, frame)
-    texts = to_texts(frame[column])
+    texts = to_texts(frame[column].unique())  # few, where the rows may be many
     if texts.null_count():
-        row = int(texts.is_null().arg_true()[0]) + 1
+        absent = to_texts(frame[column]).is_null()
         raise DataError(
-            f"target column '{column}', row {row}: the value is missing or NaN ({texts.null_count()} "
-            "rows in all); remove these rows or complete them"
+            f"target column '{column}', row {int(absent.arg_true()[0]) + 1}: the value is missing or NaN "
+            f"({absent.sum()} rows in all); remove these rows or complete them"
         )
     classes = sorted(texts.unique().to_list(), key=_numbers_first)
     if not 2 <= len(classes) <= 1000:
@@ -188,30 +188,31 @@ def _key(study: Study, source: Source, fresh: str) -> str:
     return f"{name}-{content.hexdigest()[:12]}"
 
 
-def _owners(study: Study, frame: pl.DataFrame) -> NDArray[np.int64]:
+def _owners(study: Study, frame: pl.DataFrame) -> NDArray[np.int32]:
     """Return the silo of each row; a unit is in one silo."""
     silos = study.file.simulation.silos
-    keys = unit_keys(frame, unit_column(study, frame))
-    first, unit_of_row = (
-        (np.arange(len(keys)), np.arange(len(keys)))
-        if isinstance(keys, np.ndarray)
-        else np.unique(np.array(keys), return_index=True, return_inverse=True)[1:]
-    )
-    if len(first) < silos:
-        raise SettingError(f"simulation.silos = {silos} is not allowed: the data set has {len(first)} units; lower it")
-    rows = frame[first]
-    table = Table(label=_labels(rows, study), frame=rows)
+    unit = unit_column(study, frame)
+    units = frame if unit is None else frame.unique(unit, keep="first", maintain_order=True)
+    if units.height < silos:
+        raise SettingError(
+            f"simulation.silos = {silos} is not allowed: the data set has {units.height} units; lower it"
+        )
     partition: Partition = PARTITIONS.resolve(study.file.simulation.partition)
-    owner = partition.assign(table, silos, np.random.default_rng([study.file.study.seed, 1]))
-    return owner[unit_of_row]
+    random = np.random.default_rng([study.file.study.seed, 1])
+    owner = partition.assign(Table(label=_labels(units, study), frame=units), silos, random).astype(np.int32)
+    if unit is None:
+        return owner
+    unit_keys(frame, unit)  # each row has its unit
+    owners = units.select(pl.col(unit).alias("unit"), pl.Series("owner", owner))
+    found = frame.select(pl.col(unit).alias("unit")).join(owners, on="unit", how="left", maintain_order="left")
+    return found["owner"].to_numpy()
 
 
 def _labels(rows: pl.DataFrame, study: Study) -> NDArray[np.int64]:
     if study.file.study.task != "classification":
         return np.zeros(rows.height, dtype=np.int64)
     (column,) = label_columns(study, rows)
-    index = {name: number for number, name in enumerate(class_texts(study.file.data.classes or ()))}
-    return np.array([index.get(str(text), -1) for text in to_texts(rows[column]).to_list()], dtype=np.int64)
+    return codes_of(rows[column], study.file.data.classes or ())
 
 
 def _make_silo(folder: Path, study: Study, data: str) -> None:

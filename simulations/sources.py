@@ -35,7 +35,7 @@ from strategies.study import Study
 
 _IN_MEMORY_BYTES = 128 * 2**20  # of a table's file
 _ROWS_AT_ONCE_BYTES = 2**25
-Owner = NDArray[np.int64]
+Owner = NDArray[np.integer[Any]]
 
 
 class Source(Protocol):
@@ -147,7 +147,8 @@ class TableSource:
         if self._small:
             whole = read_table(self.path)
         else:
-            whole = pl.concat(batches(self.path, [name for name in needed if name in present], {}))
+            few = batches(self.path, [name for name in needed if name in present], {})
+            whole = pl.concat([batch.with_columns(pl.col(pl.String).cast(pl.Categorical)) for batch in few])
         return whole.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias(ROW_COLUMN))
 
     @property

@@ -1,7 +1,7 @@
 """Metrics of summed counts (the vector of `strategies.counts`).
 
-Resolution: AUROC and AUPRC are those of scores rounded to the layout's bins, and `resolution_of` bounds the error; all else is
-exact up to 2^-28 a record. A unit with several records weighs as much as one with a single record.
+Resolution: AUROC and AUPRC are those of scores rounded to the layout's bins, and `resolution_of` bounds the error; all
+else is exact up to 2^-28 a record. A unit with several records weighs as much as one with a single record.
 
 Guarantees: a metric that the counts do not define, or that their noise drowns, is None and never a wrong number.
 """

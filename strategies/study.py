@@ -187,7 +187,7 @@ class CohortSection(Section):
 class EvaluationSection(Section):
     metrics: Annotated[tuple[str, ...], Field(strict=False)] = ()
     release: Literal["masked", "noisy", "none"] | None = None
-    noise_multiplier: Positive | None = None  # of the counts, when release = "noisy"
+    noise_multiplier: Positive | None = None  # of the counts, over their sensitivity; with release = "noisy" alone
     groups: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
@@ -308,18 +308,27 @@ class Study:
             sampling_rate=training.sampling_rate,
             steps=training.steps * self.file.study.rounds,
             accountant=privacy.accountant,
+            beside=self.closing_events() * (self.file.study.rounds + 1),
         )
 
     def round_events(self) -> tuple[Event, ...]:
-        """Return what one round of training releases, at worst."""
+        """Return what one round releases, at worst: the update, and the counts of the model that came with it."""
         if not self.private:
-            return (Exact(what="model update"),)
+            return (Exact(what="model update"), *self.closing_events())
         training = self.file.training
-        return (
-            Gaussian(
-                noise_multiplier=self.noise_multiplier, sampling_rate=training.sampling_rate, steps=training.steps
-            ),
+        update = Gaussian(
+            noise_multiplier=self.noise_multiplier, sampling_rate=training.sampling_rate, steps=training.steps
         )
+        return (update, *self.closing_events())
+
+    def closing_events(self) -> tuple[Event, ...]:
+        """Return what the end of a run releases: the noisy counts of the final model, if the study asks for them."""
+        noise_multiplier = self.file.evaluation.noise_multiplier
+        return () if noise_multiplier is None else (Gaussian(noise_multiplier=noise_multiplier),)
+
+    def total_events(self) -> tuple[Event, ...]:
+        """Return what a whole run releases, at worst."""
+        return self.round_events() * self.file.study.rounds + self.closing_events()
 
     def with_values(self, values: dict[str, Any], registries: Registries) -> Study:
         """Return the study with `section.key` values written into its text (for example what a simulation read off
@@ -328,7 +337,7 @@ class Study:
 
 
 def override(text: str, values: dict[str, Any], *, source: str = "study.toml") -> str:
-    """Return `text` with each dotted `section.key` set to its value, comments and order kept.
+    """Return `text` with each dotted `section.key` set to its value, or without it (None); comments and order kept.
 
     Raises:
         StudyError: the text is no TOML, or a key has no section.
@@ -344,7 +353,10 @@ def override(text: str, values: dict[str, Any], *, source: str = "study.toml") -
         if not isinstance(table, dict):
             sentence = f"'{path[0]}' is a plain value in this file; write it as a section [{path[0]}]"
             raise StudyError([Problem(sentence=sentence)], source="--set")
-        table[key] = value
+        if value is None:
+            table.pop(key, None)
+        else:
+            table[key] = value
     return tomlkit.dumps(document)
 
 
@@ -575,12 +587,6 @@ def _cross_checks(file: File, resolved: Mapping[str, Any], lines: _Lines, faulty
         "secagg",
         "enabled",
     )
-    check(
-        evaluation.release != "noisy",
-        "evaluation.release = 'noisy': noisy metric counts are not part of this version; write release = 'none'",
-        "evaluation",
-        "release",
-    )
     known = METRICS[file.study.task]
     for metric in evaluation.metrics:
         check(
@@ -618,7 +624,7 @@ def _cross_checks(file: File, resolved: Mapping[str, Any], lines: _Lines, faulty
         "data",
         "classes",
     )
-    for sentence, *path in (*_data_problems(file), *_training_problems(file)):
+    for sentence, *path in (*_data_problems(file), *_training_problems(file), *_release_problems(file)):
         check(False, sentence, *path)
     return found
 
@@ -691,9 +697,38 @@ def _training_problems(file: File) -> Iterator[tuple[str, ...]]:
             "training",
             "class_weights",
         )
-    if file.evaluation.noise_multiplier is not None and file.evaluation.release != "noisy":
+
+
+def _release_problems(file: File) -> Iterator[tuple[str, ...]]:
+    evaluation, data = file.evaluation, file.data
+    if evaluation.release != "noisy":
+        if evaluation.noise_multiplier is not None:
+            yield (
+                "evaluation.noise_multiplier has a meaning only with evaluation.release = 'noisy'; remove it or write "
+                "that",
+                "evaluation",
+                "noise_multiplier",
+            )
+        return
+    if evaluation.noise_multiplier is None:
         yield (
-            "evaluation.noise_multiplier has a meaning only with evaluation.release = 'noisy'; remove it or write that",
+            "evaluation.noise_multiplier is missing: with release = 'noisy' the metric counts of every round are "
+            "noised and charged; write for example noise_multiplier = 20.0 (more noise costs less epsilon)",
             "evaluation",
-            "noise_multiplier",
+            "release",
+        )
+    if file.study.task == "regression" and data.target_range is None:
+        yield (
+            "data.target_range is missing: with evaluation.release = 'noisy' a regression needs public bounds of the "
+            "value to predict, or no record's influence on the counts is bounded; write for example "
+            "target_range = [0, 100]",
+            "evaluation",
+            "release",
+        )
+    if data.test_share == 0:
+        yield (
+            "evaluation.release = 'noisy' needs records to evaluate on and data.test_share = 0 holds none out; raise "
+            "it or write release = 'none'",
+            "evaluation",
+            "release",
         )

@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -43,12 +43,17 @@ class Protection(StrEnum):
     EXACT = "exact"
 
 
-def _marked(seen: Seen, protection: Protection) -> Any:
-    return field(metadata={"seen": seen, "privacy": protection})
+def _marked(seen: Seen, protection: Protection, default_factory: Any = MISSING) -> Any:
+    return field(metadata={"seen": seen, "privacy": protection}, default_factory=default_factory)
 
 
 def _public() -> Any:
     return _marked(Seen.CLEAR, Protection.PUBLIC)
+
+
+def _counts() -> Any:
+    """Metric counts of the model that the silo received, as `strategies.counts` lays them out; empty for none."""
+    return _marked(Seen.CLEAR, Protection.RELEASED, lambda: np.zeros(0, np.float32))
 
 
 # --- server to silo -----------------------------------------------------------------------------------------
@@ -97,19 +102,21 @@ class Accept:
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """The weighted update of one round, released by the silo's ledger."""
+    """The weighted update of one round and the counts of its first model, both released by the silo's ledger."""
 
     silo: str = _public()
     round: int = _public()
     update: Vector = _marked(Seen.CLEAR, Protection.RELEASED)
+    counts: Vector = _counts()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Farewell:
-    """The silo's own account of the run: events and epsilons, all of them functions of public settings."""
+    """The silo's own account of the run, a function of public settings, and the counts of the final model."""
 
     silo: str = _public()
     statement: str = _public()  # canonical JSON
+    counts: Vector = _counts()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,17 +147,18 @@ class FieldFacts:
 
 
 def facts(message: Instruction | Reply) -> tuple[FieldFacts, ...]:
-    """Return size, hash and marks of every field of `message`."""
+    """Return size, hash and marks of every field of `message`; an empty vector holds nothing that needs protection."""
     rows = []
     for entry in fields(message):
-        data = _bytes_of(getattr(message, entry.name))
+        value = getattr(message, entry.name)
+        data, empty = _bytes_of(value), isinstance(value, np.ndarray) and value.size == 0
         rows.append(
             FieldFacts(
                 field=f"{type(message).__name__}.{entry.name}",
                 size_bytes=len(data),
                 sha256=hashlib.sha256(data).hexdigest(),
                 seen=str(entry.metadata["seen"]),
-                privacy=str(entry.metadata["privacy"]),
+                privacy=str(Protection.PUBLIC if empty else entry.metadata["privacy"]),
             )
         )
     return tuple(rows)
@@ -190,6 +198,8 @@ def unpack(payload: bytes, allowed: tuple[type[M], ...]) -> M:
                 prefix = f"{name}/"
                 values[name] = {k.removeprefix(prefix): arrays.pop(k) for k in list(arrays) if k.startswith(prefix)}
         values |= arrays
+        if set(values) != set(types):  # also of a field that has a default: bytes are read as they are
+            raise KeyError
         message = kind(**values)
         sound = all(_fits(getattr(message, name), types[name]) for name in types)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, safetensors.SafetensorError):

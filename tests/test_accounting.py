@@ -382,3 +382,40 @@ def test_calibration_refuses_what_is_no_release(wrong: dict[str, Any]) -> None:
 def test_a_target_that_no_noise_keeps_is_refused() -> None:
     with pytest.raises(SettingError, match="cannot be kept"):
         calibrate(1e-9, 1e-12, sampling_rate=1.0, steps=10**6, accountant="rdp")
+
+
+def test_what_is_released_beside_takes_its_part_of_epsilon() -> None:
+    """Plain Gaussians compose by their inverse squares, so the noise that is left to find has a closed form."""
+    beside = (gaussian(10.0, steps=5), gaussian(20.0))
+    for kind in ("pld", "rdp"):
+        alone = calibrate(2.0, 1e-5, sampling_rate=1.0, steps=8, accountant=kind)
+        together = calibrate(2.0, 1e-5, sampling_rate=1.0, steps=8, accountant=kind, beside=beside)
+        expected = (8 / (8 / alone**2 - 5 / 100 - 1 / 400)) ** 0.5
+        assert together == pytest.approx(expected, rel=2e-3) and together > 1.05 * alone
+        assert epsilon([gaussian(together, steps=8), *beside], 1e-5, accountant=kind) <= 2.0
+        assert calibrate(2.0, 1e-5, sampling_rate=1.0, steps=8, accountant=kind, beside=()) == alone
+
+
+def test_noisy_counts_beside_sampled_training_are_dp_accountings_composition() -> None:
+    from dp_accounting import dp_event
+    from dp_accounting.pld import PLDAccountant
+    from dp_accounting.rdp import RdpAccountant
+
+    ours = [gaussian(1.1, 0.02, 200), gaussian(25.0, steps=11)]
+    theirs = dp_event.ComposedDpEvent(
+        [
+            dp_event.SelfComposedDpEvent(dp_event.PoissonSampledDpEvent(0.02, dp_event.GaussianDpEvent(1.1)), 200),
+            dp_event.SelfComposedDpEvent(dp_event.GaussianDpEvent(25.0), 11),
+        ]
+    )
+    for kind, oracle in (("pld", PLDAccountant()), ("rdp", RdpAccountant())):
+        got, expected = epsilon(ours, 1e-5, accountant=kind), oracle.compose(theirs).get_epsilon(1e-5)
+        assert got == pytest.approx(expected, abs=1e-3)
+        assert got > epsilon(ours[:1], 1e-5, accountant=kind) + 0.01
+
+
+def test_counts_that_cost_too_much_leave_no_noise_to_find() -> None:
+    with pytest.raises(SettingError, match="the metric counts alone cost epsilon"):
+        calibrate(1.0, 1e-5, sampling_rate=0.1, steps=10, beside=(gaussian(2.0, steps=9),))
+    with pytest.raises(SettingError, match="alone cost epsilon inf"):
+        calibrate(1.0, 1e-5, sampling_rate=0.1, steps=10, beside=(Exact(what="counts"),))

@@ -17,9 +17,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import simulations.datasets
-from client.data import tabular
+from client.data import kinds, records, tables, tabular
 from client.data.records import Records, held_out_rows
-from client.data.schema import encode
+from client.data.schema import Encoded, codes_of
+from client.data.schema import encode as encode_at
 from simulations.datasets.base import DATASETS
 from simulations.partitions import PARTITIONS, Table
 from simulations.silos import REGISTRIES, complete, make_silos, pooled
@@ -75,10 +76,14 @@ def load(
         frame.write_csv(path)
     else:
         frame.write_parquet(path)
-    return tabular.load(path, agreed or study(), rename or {})
+    return kinds.load(path, agreed or study(), rename or {}, folder / "scratch")
 
 
 # --- the schema, by hand ------------------------------------------------------------------------------------
+
+
+def encode(name: str, series: pl.Series, feature: NumericFeature | CategoricalFeature) -> Encoded:
+    return encode_at(name, series, feature, np.arange(1, len(series) + 1))
 
 
 def numeric(**settings: object) -> NumericFeature:
@@ -121,6 +126,12 @@ def categorical(*values: object, **settings: object) -> CategoricalFeature:
         (categorical("1", "2"), [1, 2], [[1, 0, 0], [0, 1, 0]], 0, 0),
         (categorical(True, False), [True, False, None], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], 1, 0),
         (categorical(True, False), ["true", "false", "maybe"], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], 0, 1),
+        (categorical(True, False), ["True", "FALSE", " true "], [[1, 0, 0], [0, 1, 0], [1, 0, 0]], 0, 0),
+        (categorical("True", "no"), ["true", "True", "No"], [[1, 0, 0], [1, 0, 0], [0, 0, 1]], 0, 1),
+        (categorical(1, 0.5), ["1.0", "1.00", "0.50", "01"], [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], 0, 1),
+        (categorical("1.0", "None"), ["1", "None", "NA", "1.0"], [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]], 1, 0),
+        (categorical("250.1", "250.10"), ["250.10", "250.1", "250.100"], [[0, 1, 0], [1, 0, 0], [1, 0, 0]], 0, 0),
+        (categorical("007", 7), ["7", "007", "07"], [[0, 1, 0], [1, 0, 0], [0, 0, 1]], 0, 1),
     ],
 )
 def test_encoding_by_hand(
@@ -260,7 +271,7 @@ def test_wrong_data_is_one_sentence(what: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "nowhere.csv", tmp_path):
         with pytest.raises(DataError, match="there is no file"):
-            tabular.load(path, study(), {})
+            tabular.load(path, study(), {}, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -321,9 +332,12 @@ def test_another_seed_is_another_split() -> None:
 
 
 @given(rows=st.lists(ROWS, min_size=1, max_size=30))
-def test_units_are_whole_and_numbered_without_gaps(rows: list[dict[str, object]]) -> None:
+def test_units_are_whole_and_numbered_without_gaps(
+    rows: list[dict[str, object]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     frame = pl.DataFrame(rows, schema={"age": pl.Float64, "sex": pl.String, "label": pl.String, "person": pl.String})
-    records = tabular.records_of(frame, study(data__unit="person"))
+    frame.write_parquet(path := tmp_path_factory.mktemp("data") / "t.parquet")
+    records = kinds.load(path, study(data__unit="person"), {}, path.parent)
     persons = frame["person"].to_list()
     for part in (records.train, records.held_out):
         assert sorted(set(part.unit_of_row.tolist())) == list(range(part.units))
@@ -420,14 +434,14 @@ def test_silo_folders_hold_every_row_once_and_no_unit_twice(spec: str, tmp_path:
     )
     frame.write_csv(tmp_path / "all.csv")
     agreed = study(data__unit="person", simulation__dataset="all.csv", simulation__silos=3, simulation__partition=spec)
-    frame = read_dataset(agreed, tmp_path)
-    silos = make_silos(agreed, frame, tmp_path / "silos")
+    whole = read_dataset(agreed, tmp_path)
+    silos = make_silos(agreed, whole, tmp_path / "silos")
     parts = [pl.read_parquet(silo / "data" / "records.parquet") for silo in silos]
     assert sorted(row for part in parts for row in part["__row__"].to_list()) == list(range(300))
     units = [set(part["person"].to_list()) for part in parts]
     assert sum(map(len, units)) == len(set(persons.tolist())) and all(units)
-    assert make_silos(agreed, frame, tmp_path / "silos") == silos  # the same folders, with their ledgers
-    assert make_silos(agreed, frame, tmp_path / "silos", fresh="x") != silos
+    assert make_silos(agreed, whole, tmp_path / "silos") == silos  # the same folders, with their ledgers
+    assert make_silos(agreed, whole, tmp_path / "silos", fresh="x") != silos
 
 
 def test_a_record_is_held_out_or_not_whatever_the_partition(tmp_path: Path) -> None:
@@ -438,8 +452,8 @@ def test_a_record_is_held_out_or_not_whatever_the_partition(tmp_path: Path) -> N
             simulation__dataset="all.csv", simulation__silos=silos, simulation__partition="iid", data__test_share=0.5
         )
         folders = make_silos(agreed, read_dataset(agreed, tmp_path), tmp_path / "silos")
-        records = [tabular.load(folder / "data" / "records.parquet", agreed, {}) for folder in folders]
-        held_out[silos] = sorted(map(tuple, pooled([entry.held_out for entry in records]).x.tolist()))
+        parts = [kinds.load(folder / "data" / "records.parquet", agreed, {}, tmp_path).held_out for folder in folders]
+        held_out[silos] = sorted(map(tuple, pooled(parts).x[:].tolist()))
     assert held_out[1] == held_out[2] and 0 < len(held_out[1]) < 4
 
 
@@ -469,8 +483,18 @@ FACTS: dict[str, tuple[int, str, int, str, str, float]] = {
 
 @pytest.mark.parametrize("name", DATASETS.names())
 def test_built_in_data_sets(name: str) -> None:
-    frame = DATASETS.resolve(name).load()
-    assert frame.equals(DATASETS.resolve(name).load()) and frame.height
+    try:
+        found, again = DATASETS.resolve(name).load(), DATASETS.resolve(name).load()
+    except SettingError as error:
+        if str(error).startswith("FEDSILO_DATA is not set"):
+            pytest.skip("FEDSILO_DATA: names no folder of development data")
+        raise
+    if isinstance(found, dict):
+        assert isinstance(again, dict) and found.keys() == again.keys() and len(found["X"])
+        assert all(np.array_equal(found[key], again[key], equal_nan=found[key].dtype.kind == "f") for key in found)
+        return
+    frame = pl.concat(tables.batches(found, None, {})) if isinstance(found, Path) else found
+    assert frame.height and (found == again if isinstance(found, Path) else frame.equals(again))
     if name in FACTS:
         rows, silo, silos, target, positive, share = FACTS[name]
         assert frame.height == rows and frame[silo].n_unique() == silos
@@ -504,6 +528,6 @@ def test_adding_a_file_is_registering_a_data_set(tmp_path: Path, monkeypatch: py
         study(simulation__dataset="two_of_a_test(high=5)")
     (tmp_path / "two_of_a_test.py").write_text(DATASET_FILE)
     monkeypatch.setattr(simulations.datasets, "__path__", [*simulations.datasets.__path__, str(tmp_path)])
-    frame = read_dataset(study(simulation__dataset="two_of_a_test(high=5)"), tmp_path)
+    frame = read_dataset(study(simulation__dataset="two_of_a_test(high=5)"), tmp_path).frame
     assert frame["age"].to_list() == [0.0, 5.0]
     sys.modules.pop("simulations.datasets.two_of_a_test")

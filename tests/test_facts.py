@@ -65,6 +65,7 @@ def facts(
     lines: int = 4,
     rounds: dict[str, int] | None = None,
     refusals: tuple[str, ...] = (),
+    closed: bool = True,
 ) -> dict[str, Any]:
     asked = {"b": 2, "a": 4} if rounds is None else rounds
     manifest = Manifest(
@@ -77,6 +78,7 @@ def facts(
     silos = {
         silo: {
             "rounds": count,
+            "closed": closed,
             "refusal": "budget" if silo == "b" else None,
             "statement": STATEMENT if silo == "a" else None,
         }

@@ -29,6 +29,7 @@ from client.ledger import Ledger
 from client.models.base import build, load_weights, predict, weights_of
 from client.round import Shape, finish, join, model_layout, prepare, train
 from client.silo import RunState, Silo
+from client.training.noise import SecretRandom
 from server.app import app as server_app
 from simulations.engines import inline
 from simulations.silos import REGISTRIES, make_silos
@@ -323,6 +324,184 @@ def test_the_gate_holds_in_every_round(silo: Silo) -> None:
     assert granted == silo.budget().rounds_that_fit((), STUDY.round_events(), 500)
 
 
+# --- noisy counts -------------------------------------------------------------------------------------------
+
+NOISY_TEXT = (
+    TEXT
+    + """[evaluation]
+release = "noisy"
+noise_multiplier = 20.0
+metrics = ["accuracy", "brier"]
+"""
+)
+NOISY = Study.parse(NOISY_TEXT, REGISTRIES)
+
+
+@pytest.fixture
+def counting(silo: Silo) -> Silo:
+    """A silo whose policy allows noisy counts."""
+    require = silo.policy.require.model_copy(update={"allow_metrics": "noisy"})
+    return replace(silo, policy=silo.policy.model_copy(update={"require": require}))
+
+
+def closing_counts(**changes: Any) -> wire.Close:
+    return closing(**{"manifest": manifest(NOISY), "received": 1} | changes)
+
+
+def farewell(silo: Silo, **changes: Any) -> wire.Farewell:
+    return local_round.close(closing_counts(**changes), NOISY, silo)
+
+
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise that is nothing, so that the counts behind it can be compared."""
+    monkeypatch.setattr(SecretRandom, "normal", lambda self, count: np.zeros(count))
+
+
+def own_counts(silo: Silo, weights: np.ndarray) -> np.ndarray:
+    """Worked by hand: true and false positives, false and true negatives, and the squared errors."""
+    held_out = local_round.read_records(silo, NOISY).held_out
+    module = build(NOISY.model, Shape.of_study(NOISY), 7)
+    load_weights(module, weights)
+    score, truth = predict(module, held_out.x, Shape.of_study(NOISY))[:, 1], held_out.y.numpy()
+    chosen = score > 0.5
+    cells = [(chosen & (truth == 1)).sum(), (chosen & (truth == 0)).sum()]
+    cells += [(~chosen & (truth == 1)).sum(), (~chosen & (truth == 0)).sum()]
+    return np.array([*cells, ((score - truth) ** 2).sum()])
+
+
+def test_noisy_counts_need_the_silos_leave(silo: Silo, counting: Silo) -> None:
+    for refuse in (lambda: join(invite(NOISY), NOISY, silo), lambda: prepare(request(study=NOISY), NOISY, silo)):
+        with pytest.raises(Refusal, match="evaluation.release none; the study has noisy") as refused:
+            refuse()
+        assert refused.value.code is RefusalCode.POLICY and kinds(silo) == []
+    assert join(invite(NOISY), NOISY, counting).silo == "silo-1"
+    join(invite(), STUDY, counting)  # a study that releases none is stricter
+
+
+def test_counts_speak_of_the_model_that_came_before_it_is_trained(
+    counting: Silo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet(monkeypatch)
+    weights = np.array([0.5, -1.0, 1.0, 0.3, 0.2], np.float32)
+    reply = trained(counting, request(study=NOISY, weights=weights), NOISY)
+    assert 0 < reply.counts[4] < 30 and reply.counts[:4].sum() > 20
+    np.testing.assert_allclose(reply.counts, own_counts(counting, weights), atol=1e-3)
+    np.testing.assert_allclose(farewell(counting, weights=-weights).counts, own_counts(counting, -weights), atol=1e-3)
+    assert not np.allclose(own_counts(counting, weights), own_counts(counting, -weights), atol=1)
+
+
+def test_counts_that_leave_have_noise_of_the_stated_size(counting: Silo) -> None:
+    """Sensitivity sqrt(2) (one cell, one squared error) times 20; fresh noise in each round and run."""
+    exact, seen = own_counts(counting, request(study=NOISY).weights), []
+    budget = counting.policy.budget["records"].model_copy(update={"epsilon": 1e6})
+    rich = replace(counting, policy=counting.policy.model_copy(update={"budget": {"records": budget}}))
+    for number in range(40):
+        message = request(study=NOISY, manifest=manifest(NOISY, run=f"{number:032x}"))
+        seen.append(trained(rich, message, NOISY).counts - exact)
+    deviation = np.std(seen) / (20 * math.sqrt(2))  # of 200 values: known to 1 in 20; four of these
+    assert 0.8 < deviation < 1.2
+    assert len({tuple(counts) for counts in seen}) == 40
+
+
+def test_counts_are_charged_and_the_end_is_a_round_of_its_own(counting: Silo) -> None:
+    trained(counting, request(study=NOISY), NOISY)
+    goodbye = farewell(counting)
+    assert goodbye.counts.shape == (5,) and goodbye.counts.any()
+    assert kinds(counting) == [("reserve", 1), ("release", 1), ("commit", 1), ("reserve", 4), ("release", 4)]
+    with counting.ledger() as ledger:
+        spent = ledger.spent("records")
+        entry = ledger.entry(run=RUN, round=4, kind="release")
+    assert spent == NOISY.round_events() + NOISY.closing_events() and len(spent) == 3
+    assert entry and entry.body == {"sha256": hashlib.sha256(wire.pack(goodbye)).hexdigest()}
+    assert json.loads(goodbye.statement)["epsilon"] == epsilon(spent, 1e-5) > epsilon(STUDY.round_events(), 1e-5)
+
+
+def test_a_second_close_is_the_same_bytes_whatever_model_it_brings(counting: Silo) -> None:
+    first, ledger = wire.pack(farewell(counting)), kinds(counting)
+    for weights in (request().weights, request().weights + 1):
+        assert wire.pack(farewell(counting, weights=weights)) == first
+    assert kinds(counting) == ledger and ledger.count(("release", 4)) == 1
+    counting.state(RUN).keep_reply(4, first + b" ")  # bytes that were not released never leave, nor do new counts
+    assert farewell(counting).counts.size == 0 and kinds(counting) == ledger
+
+
+def test_a_retry_of_a_round_has_the_same_counts(counting: Silo) -> None:
+    payload = wire.pack(trained(counting, request(study=NOISY), NOISY))
+    again = prepare(request(study=NOISY, weights=request().weights + 1), NOISY, counting)
+    assert isinstance(again, wire.Update) and wire.pack(again) == payload and again.counts.any()
+    assert kinds(counting) == [("reserve", 1), ("release", 1)]
+
+
+def test_closing_counts_are_reserved_before_a_record_is_read_and_durable_before_they_leave(
+    counting: Silo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = local_round.read_records
+    steps: list[object] = []
+    monkeypatch.setattr(local_round, "read_records", lambda *a: steps.append(kinds(counting)) or read(*a))
+
+    def full_disk(*_: object, **__: object) -> None:
+        steps.append(counting.state(RUN).reply(4) is not None)
+        raise OSError(CANARY)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "release", full_disk)
+        with pytest.raises(OSError, match=CANARY):
+            farewell(counting)
+    assert steps == [[("reserve", 4)], True] and kinds(counting) == [("reserve", 4)]
+    lost = farewell(counting)  # the reservation stays spent, and nothing is released for it any more
+    assert lost.counts.size == 0 and kinds(counting) == [("reserve", 4)]
+    assert json.loads(lost.statement)["epsilon"] == epsilon(NOISY.closing_events(), 1e-5)
+
+
+def test_closing_counts_that_do_not_fit_any_more_do_not_leave(counting: Silo) -> None:
+    budget = counting.policy.budget["records"].model_copy(update={"epsilon": 0.01})
+    poor = replace(counting, policy=counting.policy.model_copy(update={"budget": {"records": budget}}))
+    goodbye = farewell(poor)
+    assert goodbye.counts.size == 0 and kinds(poor) == [] and json.loads(goodbye.statement)["epsilon"] == 0
+    assert "no counts of the final model leave" in log_of(poor)
+
+
+def test_a_study_is_admitted_with_its_counts(counting: Silo) -> None:
+    """A budget that holds the rounds but not the counts of the end is too small."""
+    gate = Budget(epsilon=1.0, delta=1e-5)
+    cost = {
+        events: next(e / 100 for e in range(1, 3000) if Budget(epsilon=e / 100, delta=1e-5).fits((), events))
+        for events in (NOISY.total_events(), NOISY.round_events() * 3)
+    }
+    whole, rounds = cost[NOISY.total_events()], cost[NOISY.round_events() * 3]
+    assert whole > rounds and gate.delta == 1e-5
+    for value, fits in ((whole, True), (rounds, False)):
+        budget = counting.policy.budget["records"].model_copy(update={"epsilon": value})
+        silo = replace(counting, policy=counting.policy.model_copy(update={"budget": {"records": budget}}))
+        if fits:
+            join(invite(NOISY), NOISY, silo)
+        else:
+            with pytest.raises(Refusal, match="2 of its 3 rounds would fit"):
+                join(invite(NOISY), NOISY, silo)
+
+
+def test_an_empty_part_and_outputs_that_are_no_numbers_count_as_nothing(
+    counting: Silo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet(monkeypatch)
+    huge = np.array([0, 3e38, 0, -3e38, 0], np.float32)  # inf - inf for every record of a small radius and texture
+    some = trained(counting, request(study=NOISY, weights=huge), NOISY).counts
+    every = own_counts(counting, request(study=NOISY).weights)[:4].sum()
+    assert np.isfinite(some).all() and 0 < some[:4].sum() < every
+    pl.read_parquet(counting.data_path())[:0].write_parquet(counting.data_path())
+    none = trained(counting, request(2, study=NOISY), NOISY)
+    assert none.counts.shape == (5,) and not none.counts.any() and np.isfinite(none.update).all()
+
+
+def test_an_engine_that_forgets_the_counts_releases_nothing(counting: Silo) -> None:
+    job = prepare(request(study=NOISY), NOISY, counting)
+    assert isinstance(job, local_round.Job)
+    forgotten = replace(train([job])[0], counts=np.zeros(0, np.float32))
+    with pytest.raises(ProtocolError, match=r"metric counts have shape \(0,\), the study asks for \(5,\)"):
+        finish(job, forgotten)
+    assert kinds(counting) == [("reserve", 1)]
+
+
 # --- silos that differ --------------------------------------------------------------------------------------
 
 
@@ -551,7 +730,8 @@ def test_over_a_whole_run_what_left_is_what_the_ledger_released(silos: list[Silo
         assert [line["field"] for line in egress(silo)] == [
             "Accept.silo",
             "Accept.weight",
-            *["Update.silo", "Update.round", "Update.update"] * 3,
+            *["Update.silo", "Update.round", "Update.update", "Update.counts"] * 3,
             "Farewell.silo",
             "Farewell.statement",
+            "Farewell.counts",
         ]

@@ -98,7 +98,13 @@ def test_omitted_keys_have_the_values_of_the_interfaces_sample() -> None:
     assert sections == {
         "study": {"name": "heart", "task": "classification", "rounds": 20, "seed": 7},
         "strategy": {"name": "fedavg()", "weights": "uniform"},
-        "training": {"sampling_rate": 0.05, "steps": 20, "optimizer": "sgd(lr=0.2)", "expected_batch_size": None},
+        "training": {
+            "sampling_rate": 0.05,
+            "steps": 20,
+            "optimizer": "sgd(lr=0.2)",
+            "expected_batch_size": None,
+            "class_weights": (),
+        },
         "privacy": {
             "mechanism": "dp-sgd",
             "clip_norm": 1.0,
@@ -153,6 +159,64 @@ def test_without_a_mechanism_every_update_is_exact() -> None:
     assert (study.private, study.noise_multiplier) == (False, 0.0)
     assert study.round_events() == (Exact(what="model update"),)
     assert epsilon(study.round_events(), 1e-5) == float("inf")
+
+
+NOISY = '[evaluation]\nrelease = "noisy"\nnoise_multiplier = 30.0\n'
+
+
+def test_noisy_counts_are_released_every_round_and_at_the_end() -> None:
+    text = changed("epsilon = 3.0 ", "noise_multiplier = 1.5 ")
+    update, counts = Gaussian(noise_multiplier=1.5, sampling_rate=0.05, steps=20), Gaussian(noise_multiplier=30.0)
+    plain, noisy = parse(text), parse(text + NOISY)
+    assert (plain.closing_events(), plain.total_events()) == ((), (update,) * 20)
+    assert (noisy.round_events(), noisy.closing_events()) == ((update, counts), (counts,))
+    assert noisy.total_events() == (update, counts) * 20 + (counts,)
+    open_ = parse(changed("epsilon = 3.0 ", 'mechanism = "none" ') + NOISY)  # training stays without protection
+    assert open_.total_events() == (Exact(what="model update"), counts) * 20 + (counts,)
+
+
+def test_the_calibrated_noise_leaves_room_for_the_counts() -> None:
+    training = "[training]\nsampling_rate = 1.0\nsteps = 2\n"
+    plain, noisy = parse(TEXT + training), parse(TEXT + training + NOISY)
+    assert epsilon(noisy.total_events(), 1e-5) <= 3.0
+    # plain Gaussians: the inverse squares of their multipliers add up (40 steps, 21 releases of counts)
+    left = 1 / (plain.noise_multiplier**2 / 40) - 21 / 30.0**2
+    assert noisy.noise_multiplier == pytest.approx((40 / left) ** 0.5, rel=1e-3)
+    less = Gaussian(noise_multiplier=noisy.noise_multiplier - 1e-3, steps=40)
+    assert epsilon([less, *noisy.closing_events() * 21], 1e-5) > 3.0
+    assert noisy.noise_multiplier > plain.noise_multiplier + 0.01
+
+
+def test_counts_that_cost_more_than_the_studys_epsilon_are_one_sentence() -> None:
+    study = parse(TEXT + NOISY.replace("30.0", "2.0"))
+    with pytest.raises(
+        SettingError, match=r"leaves nothing for training: the metric counts alone cost epsilon 1\d\.\d+"
+    ):
+        study.total_events()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ('classes = ["no", "yes"]', "test_share = 0.0", "data.test_share = 0 holds none out"),
+        (
+            'task = "classification"   # of what',
+            'task = "regression"',
+            "data.target_range is missing: with evaluation.release = 'noisy' a regression needs public bounds",
+        ),
+    ],
+    ids=["nothing held out", "no bounds"],
+)
+def test_counts_without_records_or_bounds_are_refused(old: str, new: str, sentence: str) -> None:
+    text = (changed(old, new) + NOISY).replace('classes = ["no", "yes"]\n', "")
+    assert [(line, sentence in said) for line, said in problems(text)] == [(line_of("release", text), True)]
+    assert parse(text.replace(NOISY, "")).closing_events() == ()
+
+
+def test_group_columns_are_categorical_features() -> None:
+    assert parse(TEXT + '[evaluation]\ngroups = ["sex"]\n').file.evaluation.groups == ("sex",)
+    ((line, said),) = problems(TEXT + '[evaluation]\ngroups = ["mean age"]\n')
+    assert "evaluation.groups has 'mean age', which is no categorical feature" in said and line is not None
 
 
 # --- what is wrong is said at once, with line, value and remedy ---------------------------------------------
@@ -281,7 +345,7 @@ def test_without_a_mechanism_every_update_is_exact() -> None:
             "mechanism",
             "have no meaning with mechanism = 'none'; remove them",
         ),
-        ('name = "linear()"', "x = 1", "x", "unknown key 'model.x'; allowed are initial, name"),
+        ('name = "linear()"', "x = 1", "x", "unknown key 'model.x'; allowed are initial, initial_sha256, name"),
         (
             '"linear()"',
             '"linaer()"',
@@ -335,7 +399,13 @@ def test_without_a_mechanism_every_update_is_exact() -> None:
             "[privacy]",
             '[evaluation]\nrelease = "noisy"\n[privacy]',
             "release",
-            "noisy metric counts are not part of this version; write release = 'none'",
+            "evaluation.noise_multiplier is missing: with release = 'noisy' the metric counts of every round are noised",
+        ),
+        (
+            "[privacy]",
+            "[evaluation]\nnoise_multiplier = 20.0\n[privacy]",
+            "noise_multiplier",
+            "evaluation.noise_multiplier has a meaning only with evaluation.release = 'noisy'",
         ),
         (
             "[privacy]",
@@ -362,12 +432,6 @@ def test_without_a_mechanism_every_update_is_exact() -> None:
             'task = "regression"',
             "classes",
             "data.classes has no meaning with task = 'regression'; remove it",
-        ),
-        (
-            'task = "classification"   # of what',
-            'task = "multilabel"',
-            "task",
-            "study.task = 'multilabel' has no tabular form",
         ),
     ],
     ids=lambda item: item[:40],

@@ -57,7 +57,7 @@ def test_bounds_cite_a_source_and_are_not_read_off_the_file(path: Path) -> None:
     study, base = read_study(str(path), {})
     from simulations.sources import read_dataset
 
-    frame = read_dataset(study, base)
+    frame = read_dataset(study, base).frame
     for name, feature in tomllib.loads(study.text)["data"]["features"].items():
         if feature["type"] == "numeric":
             assert feature.get("source"), f"{name} cites no source"

@@ -49,7 +49,8 @@ SAMPLES = (
         weights=np.arange(5, dtype=np.float32),
         broadcast={"c": np.ones(2, np.float32), "a": np.zeros(0, np.float32)},
     ),
-    wire.Update(silo="s", round=1, update=np.float32([1, -2])),
+    wire.Update(silo="s", round=1, update=np.float32([1, -2]), counts=np.float32([0.5])),
+    wire.Farewell(silo="s", statement="{}"),
     wire.Accept(silo="s", weight=1.5),
     wire.Refused(code="budget"),
 )
@@ -112,11 +113,11 @@ def test_the_bytes_are_a_function_of_the_values_alone() -> None:
 
 
 def test_bytes_written_by_hand_are_read() -> None:
-    payload = crafted(
-        "Update", '{"round": 7, "silo": "s"}', struct.pack("<2f", 1.5, -2), update=tensor("F32", [2], 0, 8)
-    )
+    tensors = {"update": tensor("F32", [2], 0, 8), "counts": tensor("F32", [1], 8, 12)}
+    payload = crafted("Update", '{"round": 7, "silo": "s"}', struct.pack("<3f", 1.5, -2, 9), **tensors)
     message = wire.unpack(payload, (wire.Update,))
-    assert (message.silo, message.round, message.update.tolist()) == ("s", 7, [1.5, -2.0])
+    assert (message.silo, message.round) == ("s", 7)
+    assert (message.update.tolist(), message.counts.tolist()) == ([1.5, -2.0], [9.0])
 
 
 # --- what is no message -------------------------------------------------------------------------------------
@@ -175,6 +176,8 @@ def test_bytes_written_by_hand_are_read() -> None:
             )
         ),
         crafted("Update", '{"silo": "s", "round": 1, "update": [1.0]}'),
+        crafted("Update", '{"silo": "s", "round": 1}', b"\0" * 4, update=tensor("F32", [1], 0, 4)),
+        crafted("Farewell", '{"silo": "s", "statement": "{}"}'),
         crafted("Update", '{"silo": "s", "round": 1}'),
         wire.pack(SAMPLES[0]) + b"\0",
     ],
@@ -277,7 +280,12 @@ def test_what_may_rest_on_records_is_released_or_named_exact() -> None:
         for f in fields(cls)
         if f.metadata["privacy"] != wire.Protection.PUBLIC
     }
-    assert guarded == {"Update.update": wire.Protection.RELEASED, "Refused.code": wire.Protection.EXACT}
+    assert guarded == {
+        "Update.update": wire.Protection.RELEASED,
+        "Update.counts": wire.Protection.RELEASED,
+        "Farewell.counts": wire.Protection.RELEASED,
+        "Refused.code": wire.Protection.EXACT,
+    }
 
 
 def test_every_instruction_has_a_message_type_of_flowers() -> None:
@@ -291,6 +299,7 @@ def test_egress_facts_are_sizes_and_hashes_of_the_values() -> None:
         ("Update.silo", b'"s"', "public"),
         ("Update.round", b"1", "public"),
         ("Update.update", struct.pack("<2f", 1, -2), "released"),
+        ("Update.counts", struct.pack("<f", 0.5), "released"),
     ]
     assert wire.facts(SAMPLES[1]) == tuple(
         wire.FieldFacts(
@@ -298,6 +307,8 @@ def test_egress_facts_are_sizes_and_hashes_of_the_values() -> None:
         )
         for name, data, privacy in expected
     )
+    empty = wire.facts(SAMPLES[2])[-1]  # no counts were asked for: nothing is there that would need protection
+    assert (empty.field, empty.size_bytes, empty.privacy) == ("Farewell.counts", 0, "public")
     broadcast = wire.facts(SAMPLES[0])[-1]
     data = b"a\0" + b"c\0" + struct.pack("<2f", 1, 1)
     assert (broadcast.size_bytes, broadcast.sha256) == (len(data), hashlib.sha256(data).hexdigest())

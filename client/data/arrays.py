@@ -86,25 +86,31 @@ def open_arrays(path: Path, scratch: Path) -> ArrayFile:
 
 
 def _rows(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, scratch: Path) -> DiskRows:
-    file: IO[bytes]
-    if info.compress_type == zipfile.ZIP_STORED:
-        file = path.open("rb")
-        file.seek(info.header_offset + 26)
-        lengths = np.frombuffer(file.read(4), "<u2")
-        file.seek(info.header_offset + _LOCAL_HEADER_BYTES + int(lengths.sum()))
-    else:
-        scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - lives with the rows
-        with archive.open(info) as packed:
-            shutil.copyfileobj(packed, file, 2**20)
-        file.seek(0)
-    shape, fortran, dtype = _header(file)
-    if dtype.hasobject or fortran or not shape:
-        raise ValueError("X holds objects, is in Fortran order or has no dimension")
-    rows = DiskRows(file, offset=file.tell(), count=shape[0], shape=shape[1:], dtype=dtype)
-    if rows.size_bytes > info.file_size:  # else the bytes of other members would be read
-        raise ValueError("X is shorter than its header says")
+    file = path.open("rb") if info.compress_type == zipfile.ZIP_STORED else _scratch_file(scratch)
+    try:
+        if info.compress_type == zipfile.ZIP_STORED:
+            file.seek(info.header_offset + 26)
+            lengths = np.frombuffer(file.read(4), "<u2")
+            file.seek(info.header_offset + _LOCAL_HEADER_BYTES + int(lengths.sum()))
+        else:
+            with archive.open(info) as packed:
+                shutil.copyfileobj(packed, file, 2**20)
+            file.seek(0)
+        shape, fortran, dtype = _header(file)
+        if dtype.hasobject or fortran or not shape:
+            raise ValueError("X holds objects, is in Fortran order or has no dimension")
+        rows = DiskRows(file, offset=file.tell(), count=shape[0], shape=shape[1:], dtype=dtype)
+        if rows.size_bytes > info.file_size:  # else the bytes of other members would be read
+            raise ValueError("X is shorter than its header says")
+    except BaseException:
+        file.close()
+        raise
     return rows
+
+
+def _scratch_file(scratch: Path) -> IO[bytes]:
+    scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return tempfile.TemporaryFile(dir=scratch)
 
 
 def _has_rows(archive: zipfile.ZipFile, info: zipfile.ZipInfo, count: int) -> bool:

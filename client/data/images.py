@@ -70,7 +70,7 @@ def load(path: Path, study: Study, rename: Mapping[str, str], scratch: Path, *, 
     frame = _folder(path, study) if path.is_dir() else read_index(path, rename)
     others = beside(frame, target_columns(study, _LABEL) if labelled else [], study, path.name)
     raw, bounds = _raw(frame[PATH_COLUMN].to_list(), shape, study.file.data.range, scratch)
-    return others.with_inputs(in_memory_if_small(_encoded(raw, bounded(*bounds))))
+    return others.with_inputs(in_memory_if_small(_encoded(raw, shape, bounded(*bounds))))
 
 
 def index(path: Path, study: Study) -> pl.DataFrame:
@@ -128,16 +128,15 @@ def _inputs(
         )
     if bounds is None and arrays.x.dtype != np.uint8:
         raise DataError(_no_range(name))
-    raw = Encoded(arrays.x, lambda rows, _: rows.reshape(len(rows), *shape), shape)
-    return in_memory_if_small(_encoded(raw, bounded(*(bounds or EIGHT_BITS))))
+    return in_memory_if_small(_encoded(arrays.x, shape, bounded(*(bounds or EIGHT_BITS))))
 
 
-def _encoded(raw: Any, feature: NumericFeature) -> Inputs:
-    """Return (rows, channels, height, width) of raw (rows, height, width, channels)."""
-    _, height, width, channels = raw.shape
+def _encoded(raw: Any, shape: tuple[int, ...], feature: NumericFeature) -> Inputs:
+    """Return (rows, channels, height, width) of raw (rows, height, width, channels), or (rows, height, width)."""
+    height, width, channels = shape
 
     def encode(values: Any, _: object) -> NDArray[np.float32]:
-        return scaled(np.asarray(values), feature).transpose(0, 3, 1, 2)
+        return scaled(np.asarray(values), feature).reshape(-1, *shape).transpose(0, 3, 1, 2)
 
     return Encoded(raw, encode, (channels, height, width))
 

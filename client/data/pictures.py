@@ -209,8 +209,7 @@ def _dicom_header(dataset: Any, path: Path) -> Header:
             f"{shown(path)} is compressed as '{syntax.name}', which cannot be decoded here; decompress it (for example "
             "with gdcmconv --raw)"
         )
-    plain = dataset.get("RescaleSlope", 1) == 1 and not dataset.get("RescaleIntercept", 0)
-    plain = plain and "ModalityLUTSequence" not in dataset
+    plain = _rescale(dataset) == (1.0, 0.0) and "ModalityLUTSequence" not in dataset
     eight = plain and dataset.BitsAllocated == 8 and dataset.BitsStored == 8 and not dataset.PixelRepresentation
     return Header(
         channels=1 if photometric.startswith("MONOCHROME") else 3,
@@ -224,7 +223,16 @@ def _dicom_pixels(path: Path, bounds: tuple[float, ...] | None) -> Pixels:
 
     dataset = _dicom(path, with_pixels=True)
     found = _dicom_header(dataset, path)
-    values = apply_modality_lut(dataset.pixel_array, dataset)  # colours come as RGB
+    values = dataset.pixel_array  # colours come as RGB
+    if "ModalityLUTSequence" in dataset:
+        values = apply_modality_lut(values, dataset)
+    elif found.bounds is None:
+        slope, intercept = _rescale(dataset)
+        values = values * slope + intercept
     if bounds is not None and dataset.PhotometricInterpretation == "MONOCHROME1":
         values = sum(bounds) - values.astype(np.float64)
     return _with_channels(values.astype(found.dtype))
+
+
+def _rescale(dataset: Any) -> tuple[float, float]:
+    return float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)

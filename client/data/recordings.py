@@ -6,6 +6,7 @@ Guarantees: a file that is damaged or holds no real numbers is one sentence that
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,9 @@ class Recording:
                 check_columns(self.names, wanted)
             except DataError as error:
                 raise DataError(f"{name}: {error}") from None
+            twice = [channel for channel in wanted if self.names.count(channel) > 1]
+            if twice:
+                raise DataError(f"{name} has several channels with the name '{twice[0]}'; rename all but one")
             return self.values[:, [self.names.index(channel) for channel in wanted]]
         if count is not None and self.values.shape[1] != count:
             raise DataError(
@@ -149,30 +153,33 @@ def _is_number(text: str) -> bool:
 
 def _array(path: Path) -> Recording:
     try:
-        found: Any = np.load(path, allow_pickle=False)
-        if not isinstance(found, np.ndarray):
-            with found:
-                found = found["X"]
+        with path.open("rb") as file:
+            found: Any = np.load(file, allow_pickle=False)
+            found = found if isinstance(found, np.ndarray) else found["X"]
     except _DAMAGE as error:
         raise _unreadable(path, error) from None
     check_real(shown(path), found.dtype)
     if found.ndim not in (1, 2):
         raise DataError(f"{shown(path)} has {found.ndim} dimensions; a signal is (steps,) or (steps, channels)")
-    return Recording(values=found.reshape(len(found), -1).astype(np.float64))
+    return Recording(values=(found if found.ndim == 2 else found[:, None]).astype(np.float64))
 
 
 def _wfdb(path: Path) -> Recording:
-    try:
-        import wfdb
-    except ImportError:
-        raise DataError(f"{shown(path)} is a WFDB record, which needs wfdb; pip install 'fedsilo[medical]'") from None
-    try:
-        record = wfdb.rdrecord(str(path.with_suffix("")))
-        values = np.asarray(record.p_signal, dtype=np.float64)
-        values = values.reshape(len(values), len(record.sig_name))
-        return Recording(values=values, names=tuple(map(str, record.sig_name)), rate_hz=float(record.fs))
-    except _DAMAGE as error:
-        raise _unreadable(path, error) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what wfdb tells its own authors
+        try:
+            import wfdb
+        except ImportError:
+            raise DataError(
+                f"{shown(path)} is a WFDB record, which needs wfdb; pip install 'fedsilo[medical]'"
+            ) from None
+        try:
+            record = wfdb.rdrecord(str(path.with_suffix("")))
+            values = np.asarray(record.p_signal, dtype=np.float64)
+            values = values.reshape(len(values), len(record.sig_name))
+            return Recording(values=values, names=tuple(map(str, record.sig_name)), rate_hz=float(record.fs))
+        except _DAMAGE as error:
+            raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

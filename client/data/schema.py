@@ -165,13 +165,15 @@ def to_numbers(name: str, series: pl.Series, rows: NDArray[np.int64]) -> NDArray
         DataError: a text is no number; the sentence names the row.
     """
     if series.dtype == pl.String:
-        stripped = series.str.strip_chars()
-        texts = stripped.set(stripped.is_in(list(_MISSING_TEXTS)), None)
-        numbers = texts.cast(pl.Float64, strict=False)
-        wrong = (numbers.is_null() & texts.is_not_null()).arg_true()
-        if len(wrong):
-            at = int(wrong[0])
-            raise DataError(f"column '{name}', row {rows[at]}: '{texts[at]}' is no number")
+        numbers = series.cast(pl.Float64, strict=False)
+        if numbers.null_count():  # rare enough to look again
+            stripped = series.str.strip_chars()
+            texts = stripped.set(stripped.is_in(list(_MISSING_TEXTS)), None)
+            numbers = texts.cast(pl.Float64, strict=False)
+            wrong = (numbers.is_null() & texts.is_not_null()).arg_true()
+            if len(wrong):
+                at = int(wrong[0])
+                raise DataError(f"column '{name}', row {rows[at]}: '{texts[at]}' is no number")
     else:
         try:
             numbers = series.cast(pl.Float64)

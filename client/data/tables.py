@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,7 +22,7 @@ from strategies.errors import DataError, nearest
 
 ROW_COLUMN = "__row__"  # where a record stood in the data set that a simulation was cut from
 _BATCH_ROWS = 2**16
-_BLOCK_BYTES = 2**23
+_BLOCK_BYTES = 2**20  # the reader holds about a hundred of them
 
 
 def batches(path: Path, wanted: Sequence[str] | None, rename: Mapping[str, str]) -> Iterator[pl.DataFrame]:
@@ -103,7 +104,7 @@ def joined_keys(keys: Sequence[pl.Series | NDArray[np.int64]]) -> pl.Series | ND
 def _names(path: Path) -> list[str]:
     if path.suffix.lower() == ".parquet":
         return list(pa.parquet.read_schema(path).names)
-    with pa.csv.open_csv(path, read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES)) as reader:
+    with pa.csv.open_csv(path, read_options=_read_options(), parse_options=_parse_options()) as reader:
         return list(reader.schema.names)
 
 
@@ -114,7 +115,8 @@ def _chosen(
     renamed = {name: rename.get(name, name) for name in names}
     if len(set(renamed.values())) < len(names):
         if len(set(names)) < len(names):
-            raise DataError(f"{path.name} has two columns of one name; rename one")
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{path.name} has two columns of the name '{twice}'; rename one")
         raise DataError(
             f"the rename table of {path.name} gives a column a name that another column has; rename each "
             "column to a name of its own"
@@ -135,13 +137,21 @@ def _read(path: Path, names: Sequence[str], columns: list[str]) -> Iterator[pl.D
     types = {name: pa.int64() if name == ROW_COLUMN else pa.string() for name in names}
     reader = pa.csv.open_csv(
         path,
-        read_options=pa.csv.ReadOptions(block_size=_BLOCK_BYTES),
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        read_options=_read_options(),
+        parse_options=_parse_options(),
         convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=columns, strings_can_be_null=False),
     )
     with reader:
         for batch in reader:
             yield _frame(batch)
+
+
+def _read_options() -> Any:
+    return pa.csv.ReadOptions(block_size=_BLOCK_BYTES)
+
+
+def _parse_options() -> Any:
+    return pa.csv.ParseOptions(newlines_in_values=True)
 
 
 def _frame(batch: pa.RecordBatch) -> pl.DataFrame:

@@ -86,8 +86,8 @@ class RecurrentNetwork(nn.Module):
 
 def _mean(h_BTD: torch.Tensor, length_B: torch.Tensor) -> torch.Tensor:
     there_BT = torch.arange(h_BTD.shape[1], device=h_BTD.device) < length_B[:, None]
-    weight_BT = there_BT / length_B.clamp_min(1)[:, None]
-    h_BD: torch.Tensor = (weight_BT[:, None].to(h_BTD.dtype) @ h_BTD)[:, 0]
+    weight_BT = there_BT.to(h_BTD.dtype) / length_B.clamp_min(1)[:, None]
+    h_BD: torch.Tensor = (weight_BT[:, None] @ h_BTD)[:, 0]
     return h_BD
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FtTransformer(Model):
-    """(rows, columns) to (rows, outputs): a token a feature, of all its columns, and a class token.
+    """(rows, columns) to (rows, outputs): a token a feature, of all its columns.
 
     Args:
         width: numbers a token, a multiple of `heads`.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTransformer(Model):
-    """(rows, tokens) ids to (rows, outputs): a learnt vector an id, learnt places, a class token.
+    """(rows, tokens) ids to (rows, outputs): a learnt vector an id, learnt places.
 
     Args:
         width: numbers a token, a multiple of `heads`.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer(Model):
-    """(rows, steps, channels) to (rows, outputs): a token for one or several steps, learnt places, a class token.
+    """(rows, steps, channels) to (rows, outputs): a token for one or several steps, learnt places.
 
     Args:
         width: numbers a token, a multiple of `heads`.
@@ -26,10 +26,7 @@ class Transformer(Model):
             steps in each token as are needed.
     """
 
-    kinds: ClassVar[tuple[Kind, ...]] = (
-        "signals",
-        "sequences",
-    )
+    kinds: ClassVar[tuple[Kind, ...]] = ("signals", "sequences")
     width: int = 32
     depth: int = 2
     heads: int = 4

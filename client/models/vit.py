@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Vit(Model):
-    """(rows, channels, height, width) to (rows, outputs): a token a square patch, learnt places, a class token.
+    """(rows, channels, height, width) to (rows, outputs): a token a square patch, learnt places.
 
     Args:
         width: numbers a token, a multiple of `heads`.

@@ -1,26 +1,78 @@
-"""The model that a silo received, on the silo's own held-out records; the result stays in the silo's log."""
+"""The model that a silo received, on the silo's own held-out records: metrics for its log, counts for the server.
+
+Guarantees: an output that is not finite is no error here, for whether a held-out record makes it so is private and the
+weights are the server's to choose; such a record has no share in the counts. Counts leave this file only with the noise
+that the study's ledger event speaks of; exact ones are never kept.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from client.data.records import Part
 from client.models.base import Shape, predict
+from client.training.noise import SecretRandom, add_noise
 from strategies import metrics
-from strategies.errors import RunError
+from strategies.counts import CountLayout, count
+from strategies.layout import Vector
+from strategies.study import Study
 
 
-def evaluate(model: nn.Module, part: Part, shape: Shape, names: tuple[str, ...]) -> dict[str, float | None]:
-    """Return the metrics of `model` on `part`, None where the records do not define one.
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a silo makes of a model.
 
-    Guarantees: an output that is not finite is no error here: whether a held-out record makes it so is private, and
-    the weights are the server's to choose.
+    Args:
+        metrics: by name, and `loss`; None where the records do not define one. They stay in the silo.
+        counts: noisy metric counts; empty when the study releases none.
     """
-    nothing: dict[str, float | None] = dict.fromkeys((*names, "loss"))
-    if len(part.y) == 0:
-        return nothing
-    try:
-        scores = predict(model, part.x, shape)
-    except RunError:
-        return nothing
-    return metrics.evaluate(scores, part.y.cpu().numpy(), names)
+
+    metrics: dict[str, float | None]
+    counts: Vector
+
+
+def evaluate(model: nn.Module, part: Part, shape: Shape, study: Study) -> Evaluation:
+    """Evaluate a model on a part; with noisy counts, two calls are two releases."""
+    watched, labels = _Watched(model), part.y.cpu().numpy()
+    scores = predict(watched, part.x, shape) if len(labels) else np.zeros((0, shape.outputs))
+    usable = watched.usable(len(labels))
+    seen: dict[str, float | None] = dict.fromkeys((*study.metrics, "loss"))
+    if len(labels) and usable.all():
+        seen = metrics.evaluate(scores, labels, study.metrics)
+    if study.file.evaluation.release != "noisy":
+        return Evaluation(metrics=seen, counts=np.zeros(0, np.float32))
+    layout = CountLayout.of(study)
+    exact = count(layout, scores, labels, unit_of_row=part.unit_of_row, groups=part.groups, usable=usable)
+    return Evaluation(metrics=seen, counts=_released(exact, layout, study))
+
+
+def _released(exact: NDArray[np.float64], layout: CountLayout, study: Study) -> Vector:
+    noise_multiplier = study.file.evaluation.noise_multiplier
+    assert noise_multiplier is not None  # the study is refused without
+    noisy = add_noise(exact, clip_norm=layout.sensitivity, noise_multiplier=noise_multiplier, random=SecretRandom())
+    return noisy.astype(np.float32)
+
+
+class _Watched(nn.Module):
+    """A model whose outputs that are not finite are replaced by zeros, with a note of the rows."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+        self._finite: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.model(x)
+        finite = out.isfinite().all(dim=1, keepdim=True)
+        self._finite.append(finite[:, 0].cpu())
+        return torch.where(finite, out, torch.zeros_like(out))
+
+    def usable(self, rows: int) -> NDArray[np.bool_]:
+        """Return which of all rows seen had a finite output."""
+        return torch.cat(self._finite).numpy() if rows else np.ones(0, bool)

@@ -95,7 +95,9 @@ def _note(random: np.random.Generator, ill: bool, clinic: int) -> str:
         said.append(_pick(random, _HAS if ill else _HAS_NOT).format("pneumonia"))
     for other in random.permutation(_OTHERS)[: random.integers(1, 3 + clinic // 2)]:
         said.append(_pick(random, _HAS if random.random() < 0.5 else _HAS_NOT).format(other))
-    said += [sign for sign, (with_it, without) in _SIGNS.items() if random.random() < 0.5 * (with_it if ill else without)]
+    said += [
+        sign for sign, (with_it, without) in _SIGNS.items() if random.random() < 0.5 * (with_it if ill else without)
+    ]
     if random.random() < 0.2 * clinic:
         said.append(_pick(random, _ASIDE))
     return ". ".join(random.permutation(said)) + "."

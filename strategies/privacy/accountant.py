@@ -88,28 +88,45 @@ def epsilon_at_order(events: Iterable[Event], delta: float, order: float) -> flo
 
 
 def calibrate(
-    target_epsilon: float, delta: float, *, sampling_rate: float, steps: int, accountant: Accountant = "pld"
+    target_epsilon: float,
+    delta: float,
+    *,
+    sampling_rate: float,
+    steps: int,
+    accountant: Accountant = "pld",
+    beside: tuple[Event, ...] = (),
 ) -> float:
     """Return the smallest noise multiplier (4 decimals, rounded up) whose epsilon is at most the target.
 
     Args:
-        target_epsilon: for all steps together.
+        target_epsilon: for all steps and what is released beside them, together.
         delta: in (0, 1).
         sampling_rate: of each step.
         steps: of the whole study.
+        accountant: `pld` (tight) or `rdp` (looser).
+        beside: other releases of the study, whose noise is fixed.
 
     Raises:
-        SettingError: the target is not positive, or no noise multiplier below 1e6 reaches it.
+        SettingError: the target is not positive, no noise multiplier below 1e6 reaches it, or `beside` alone is
+            above it.
         AccountingError: as in `epsilon`.
     """
     if not (math.isfinite(target_epsilon) and target_epsilon > 0):
         raise SettingError(f"privacy.epsilon = {target_epsilon} is not allowed: it must be a positive number")
     _check_delta(delta)
-    return _calibrate(float(target_epsilon), delta, sampling_rate, steps, accountant)
+    alone = epsilon(beside, delta, accountant=accountant)
+    if alone > target_epsilon:
+        raise SettingError(
+            f"privacy.epsilon = {target_epsilon} leaves nothing for training: the metric counts alone cost epsilon "
+            f"{alone} at delta {delta}; raise evaluation.noise_multiplier or privacy.epsilon, or lower study.rounds"
+        )
+    return _calibrate(float(target_epsilon), delta, sampling_rate, steps, accountant, merge(beside))
 
 
 @lru_cache(maxsize=256)
-def _calibrate(target: float, delta: float, rate: float, steps: int, accountant: Accountant) -> float:
+def _calibrate(
+    target: float, delta: float, rate: float, steps: int, accountant: Accountant, beside: tuple[Event, ...]
+) -> float:
     unit = 10**DIGITS
 
     def cost(ticks: int, *, coarse: bool) -> float:
@@ -118,12 +135,13 @@ def _calibrate(target: float, delta: float, rate: float, steps: int, accountant:
                 f"privacy.epsilon = {target} cannot be kept over {steps} steps at sampling rate {rate}; raise it, "
                 "or lower study.rounds, training.steps or training.sampling_rate"
             )
-        event = (Gaussian(noise_multiplier=ticks / unit, sampling_rate=rate, steps=steps),)
+        training = Gaussian(noise_multiplier=ticks / unit, sampling_rate=rate, steps=steps)
+        events = tuple(event for event in merge((training, *beside)) if isinstance(event, Gaussian))
         if accountant == "rdp":
-            return _rdp_epsilon(event, delta, _DEFAULT_ORDERS)
+            return _rdp_epsilon(events, delta, _DEFAULT_ORDERS)
         if coarse:
-            return _pld_compose(event, delta, "add-or-remove-one", _COARSE)
-        return _pld_epsilon(event, delta, "add-or-remove-one")
+            return _pld_compose(events, delta, "add-or-remove-one", _COARSE)
+        return _pld_epsilon(events, delta, "add-or-remove-one")
 
     near = _first(lambda ticks: cost(ticks, coarse=True) <= target, start=unit, step=unit)  # the quicker grid
     return float(_first(lambda ticks: cost(ticks, coarse=False) <= target, start=near, step=1) / unit)

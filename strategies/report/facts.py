@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from strategies import wire
+from strategies.counts import CountLayout
 from strategies.manifest import Manifest
 from strategies.privacy.accountant import epsilon, round_up
 from strategies.privacy.events import Event, merge, to_json
@@ -41,7 +42,8 @@ def report_facts(
         started: UTC.
         finished: UTC.
         lines: metrics.jsonl.
-        silos: by name: `rounds` asked, `refusal` code or None, `statement` or None.
+        silos: by name: `rounds` asked, whether it was asked to close (`closed`), `refusal` code or None, `statement` or
+            None.
         refusals: codes of the nodes that never joined.
         parameters: length of the model's vector.
     """
@@ -77,6 +79,9 @@ def report_facts(
         "rounds": [dict(line) for line in lines],
         "metrics": dict(last["metrics"]) if last else {},
         "loss": last["loss"] if last else None,
+        "groups": last.get("groups") if last else None,
+        "silo_metrics": last.get("silo_metrics") if last else None,
+        "evaluation": _evaluation(study),
         "releases": _releases(study),
         "unprotected": _unprotected(study),
         "not_covered": _not_covered(study),
@@ -86,7 +91,6 @@ def report_facts(
 
 def _privacy(study: Study) -> dict[str, Any]:
     privacy, training = study.file.privacy, study.file.training
-    whole = study.round_events() * study.file.study.rounds
     return {
         "mechanism": privacy.mechanism,
         "unit": study.unit,
@@ -100,7 +104,7 @@ def _privacy(study: Study) -> dict[str, Any]:
         "steps_per_round": training.steps,
         "expected_batch_size": training.expected_batch_size,
         "max_records_per_unit": study.file.data.max_records_per_unit,
-        "epsilon_if_completed": _number(_epsilon(study, whole)),
+        "epsilon_if_completed": _number(_epsilon(study, study.total_events())),
         "sampling": "each unit by itself with the sampling rate (Poisson), from "
         + ("operating-system entropy" if study.private else "the study's seed, so it is known to all"),
         "noise": "Gaussian from operating-system entropy (AES-256-CTR), on a grid of 2^-20 clip norms whose rounding "
@@ -111,10 +115,28 @@ def _privacy(study: Study) -> dict[str, Any]:
     }
 
 
+def _evaluation(study: Study) -> dict[str, Any] | None:
+    """What is released of the silos' own evaluation; None for nothing."""
+    evaluation = study.file.evaluation
+    if evaluation.release != "noisy":
+        return None
+    layout = CountLayout.of(study)
+    return {
+        "release": evaluation.release,
+        "noise_multiplier": evaluation.noise_multiplier,
+        "sensitivity": layout.sensitivity,
+        "counts": layout.size,
+        "epsilon": _number(_epsilon(study, study.closing_events() * (study.file.study.rounds + 1))),
+        "groups": list(evaluation.groups),
+    }
+
+
 def _silo(study: Study, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     delta, events = study.file.privacy.delta, study.round_events() * int(facts["rounds"])
+    if facts["closed"]:
+        events = (*events, *study.closing_events())
     if not study.private:  # also before its first round, such a run has no bound
-        events = (*events, *study.round_events())
+        events = (*events, *study.round_events()[:1])
     return {
         "name": name,
         "rounds": facts["rounds"],
@@ -150,8 +172,10 @@ _WHAT_TRAVELS = {
     "Update.silo": "name of the silo",
     "Update.round": "number of the round",
     "Update.update": "model update of the round, clipped and noised before it was used",
+    "Update.counts": "metric counts of the model that the silo received, on its held-out records, noised",
     "Farewell.silo": "name of the silo",
     "Farewell.statement": "what the silo's own ledger says was spent",
+    "Farewell.counts": "metric counts of the final model, on its held-out records, noised",
     "Refused.code": "whether the silo refused, and one word of a fixed list why ('data' depends on its records)",
 }
 
@@ -162,7 +186,10 @@ def _releases(study: Study) -> list[dict[str, str]]:
         for entry in fields(reply):
             name, protection = f"{reply.__name__}.{entry.name}", entry.metadata["privacy"]
             what = _WHAT_TRAVELS[name]
-            if protection == wire.Protection.RELEASED and not study.private:
+            if entry.name == "counts":
+                if not study.closing_events():
+                    protection, what = wire.Protection.PUBLIC, "nothing: this study releases no metric counts"
+            elif protection == wire.Protection.RELEASED and not study.private:
                 protection, what = wire.Protection.EXACT, f"{what.split(',')[0]}, without any protection"
             rows.append({"field": name, "what": what, "seen": str(entry.metadata["seen"]), "privacy": str(protection)})
     return rows

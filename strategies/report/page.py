@@ -29,20 +29,11 @@ from strategies.report.charts import (
     thin,
 )
 from strategies.report.template import NOTHING, delta_text, fill, floor, metric, one_in, percent, plain, privacy
+from strategies.report.usefulness import baselines, group_tables, label_of, utility
 
 Facts = Mapping[str, Any]
 
 _ROWS = 200  # most lines of the table of rounds
-_METRICS = {
-    "accuracy": ("Accuracy", "higher is better"),
-    "auroc": ("AUROC", "higher is better"),
-    "auprc": ("AUPRC", "higher is better"),
-    "brier": ("Brier score", "lower is better"),
-    "rmse": ("RMSE", "lower is better"),
-    "mae": ("MAE", "lower is better"),
-    "r2": ("R²", "higher is better"),
-    "loss": ("Loss", "lower is better"),
-}
 _CODES = {
     RefusalCode.POLICY: "the silo's policy does not allow this study",
     RefusalCode.APPROVAL: "nobody at the silo has approved this study",
@@ -104,7 +95,9 @@ def render(facts: Mapping[str, Any]) -> str:
             "releases": facts["releases"],
             "unprotected": facts["unprotected"],
             "not_covered": facts["not_covered"],
-            "utility": _utility(facts),
+            "utility": utility(facts),
+            "groups": group_tables(facts),
+            "noised": private or facts.get("evaluation") is not None,
             "identity": _identity(run),
             "trained": _trained(facts["study"]),
             "reading": _READING,
@@ -385,7 +378,7 @@ def _charts(facts: Facts, silos: Sequence[_Silo], private: bool) -> dict[str, Ch
     ]
     curves = _curves(facts)
     no_round = "No round was finished."
-    unmeasured = "No metric was measured: the coordinator has no test records, or they do not define one."
+    unmeasured = "No metric was measured: there are no test records and no counts of silos, or they do not define one."
     if points:
         epsilon = epsilon_chart(titles["epsilon"], points, planned, facts["privacy"]["target_epsilon"])
     else:
@@ -422,9 +415,9 @@ def _curves(facts: Facts) -> list[Curve]:
     curves = [(name, [_metric(line, name) for line in lines]) for name in _names(lines)]
     return [
         Curve(
-            label=_METRICS.get(name, (name, ""))[0],
+            label=label_of(name),
             values=values,
-            baselines=[(label, found.get(name)) for label, _, found in _baselines(facts)],
+            baselines=[(label, found.get(name)) for label, _, found in baselines(facts)],
         )
         for name, values in curves
         if any(value is not None for value in values)
@@ -470,7 +463,7 @@ def _rounds(facts: Facts, private: bool) -> dict[str, Any]:
             "asked",
             "dropped out",
             "model changed",
-            *(_METRICS.get(name, (name, ""))[0] for name in names),
+            *(label_of(name) for name in names),
         ],
     }
 
@@ -513,7 +506,7 @@ def _mechanism(facts: Facts, private: bool) -> list[dict[str, str]]:
         masked,
     ]
     if not private:
-        return rows
+        return [*rows, *_counts(facts)]
     target, whole = values["target_epsilon"], values["epsilon_if_completed"]
     unit = (
         []
@@ -539,42 +532,25 @@ def _mechanism(facts: Facts, private: bool) -> list[dict[str, str]]:
             NOTHING if target is None else privacy(target),
             "the study sets the noise multiplier instead" if target is None else at,
         ),
+        *_counts(facts),
         masked,
     ]
 
 
-def _baselines(facts: Facts) -> list[tuple[str, str, Mapping[str, float | None]]]:
-    found = facts.get("baselines") or {}
-    pairs = [
-        ("pooled", "all records in one place, not private", found.get("pooled")),
-        ("best lone silo", f"{found.get('best_silo', '')}, not private".lstrip(", "), found.get("best_local")),
+def _counts(facts: Facts) -> list[dict[str, str]]:
+    """The release of metric counts, if the study has one."""
+    counted, values = facts.get("evaluation"), facts["privacy"]
+    if not counted:
+        return []
+    return [
+        _row(
+            "Metric counts",
+            f"{counted['counts']} of each model, noise multiplier {plain(counted['noise_multiplier'])}",
+            f"one {values['unit']} moves them by at most {plain(counted['sensitivity'])} (L2); all releases of counts "
+            f"alone: ε = {privacy(counted['epsilon'])} at δ = {delta_text(values['delta'])}, per {values['unit']}; "
+            "every ε on this page that speaks of the run has them in it",
+        )
     ]
-    return [(label, note, values) for label, note, values in pairs if values]
-
-
-def _utility(facts: Facts) -> dict[str, Any]:
-    others, simulation = _baselines(facts), facts.get("simulation") or {}
-    last = {**(facts["metrics"] or {}), "loss": facts["loss"]}
-    rows = []
-    for name in last:
-        label, better = _METRICS.get(name, (name, ""))
-        cells = [last[name], *(values.get(name) for _, _, values in others)]
-        if any(cell is not None for cell in cells):
-            rows.append({"name": label, "note": better, "cells": [metric(cell) for cell in cells]})
-    records = simulation.get("test_records")
-    text = (
-        f"Measured on {_count(records, 'record')} held out by the simulated silos, taken together. These values "
-        "are exact: they have no noise and are in no silo's ledger, as only a simulation can do."
-        if records
-        else "Measured by the coordinator on test records of its own."
-    )
-    compared = "" if others else " There is no baseline to compare with in this report."
-    return {
-        "rows": rows,
-        "text": text,
-        "caption": f"The model after the last finished round.{compared}",
-        "columns": [("This run", ""), *((label, note) for label, note, _ in others)],
-    }
 
 
 def _simulation(facts: Facts | None) -> dict[str, Any] | None:

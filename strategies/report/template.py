@@ -387,7 +387,7 @@ aria-labelledby="{{ chart.key }}-title {{ chart.key }}-desc">
 </div>
 <p>Seen: <em>clear</em>, the server sees the value itself; <em>masked</em>, it sees only a sum over silos. Protection:
 <em>public</em>, from settings and not from records; <em>released</em>,
-{{ "noised, and counted in the silo's ledger" if private else "sent as it is: without a mechanism there is no noise" }};
+{{ "noised, and counted in the silo's ledger" if noised else "sent as it is: without a mechanism there is no noise" }};
 <em>exact</em>, from records and unprotected.</p>
 </section>
 
@@ -431,6 +431,20 @@ aria-labelledby="{{ chart.key }}-title {{ chart.key }}-desc">
 </table>
 </div>
 {% endif %}
+{% for table in groups %}
+<div class="scroll" role="region" tabindex="0" aria-label="Metrics by {{ table.name }}">
+<table class="even">
+<caption><span>{{ table.caption }}</span></caption>
+<thead><tr><th scope="col">{{ table.name }}</th>{% for name in table.columns %}\
+<th scope="col" class="num">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in table.rows %}
+<tr><th scope="row">{{ row.name }}</th>{% for cell in row.cells %}{{ number(cell) }}{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% endfor %}
 {{ figure(charts.metrics, "rounds") }}
 </section>
 

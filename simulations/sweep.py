@@ -1,0 +1,199 @@
+"""What privacy and federation cost: one study at several epsilons and seeds, beside the same model without both.
+
+The rows are those that a results table of this field has: pooled without privacy, the best lone silo, federated without
+privacy, and federated at each epsilon. Every run has silo folders of its own, so no budget is shared.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from simulations.ready import read_study
+from simulations.run import simulate
+from strategies.study import Study
+
+Metrics = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One setting over all seeds.
+
+    Args:
+        setting: `pooled`, `best lone silo`, `federated, no privacy` or `federated, epsilon E`.
+        epsilon: None without privacy.
+        mean: by metric; None where a seed does not define it.
+        sd: sample standard deviation by metric; None with one seed.
+        values: by metric, one value a seed.
+    """
+
+    setting: str
+    epsilon: float | None
+    mean: Mapping[str, float | None]
+    sd: Mapping[str, float | None]
+    values: Mapping[str, Sequence[float | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The rows of one study.
+
+    Args:
+        study: its name.
+        model: its model.
+        delta: of its epsilons.
+        unit: of privacy.
+        metrics: the columns.
+        seeds: of the runs.
+        rows: in the order pooled, lone, federated, and falling epsilon.
+    """
+
+    study: str
+    model: str
+    delta: float
+    unit: str
+    metrics: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+
+def sweep(
+    name: str,
+    *,
+    epsilons: Sequence[float],
+    seeds: Sequence[int],
+    overrides: Mapping[str, Any],
+    out: Path,
+    tell: Callable[[str], None],
+) -> Table:
+    """Run a study at every setting and seed.
+
+    Args:
+        name: a ready study or the path of one.
+        epsilons: of the private rows.
+        seeds: one run of each setting a seed.
+        overrides: values of the study by `section.key`.
+        out: folder for run and silo folders.
+        tell: is told before each run what comes.
+
+    Raises:
+        FedsiloError: as a run does.
+    """
+    found: dict[str, list[Metrics]] = {}
+    for seed in seeds:
+        for epsilon in (None, *sorted(epsilons, reverse=True)):
+            setting = "federated, no privacy" if epsilon is None else f"federated, epsilon {epsilon:g}"
+            tell(f"{name}, seed {seed}: {setting}")
+            study, base = read_study(name, {**overrides, "study.seed": seed, **_privacy(epsilon)})
+            facts = simulate(study, base, out=out, fresh=True, with_baselines=epsilon is None).facts
+            found.setdefault(setting, []).append(facts["metrics"])
+            if facts["baselines"]:
+                found.setdefault("pooled, no privacy", []).append(facts["baselines"]["pooled"])
+                found.setdefault("best lone silo, no privacy", []).append(facts["baselines"]["best_local"])
+    return _table(study, found, tuple(seeds))
+
+
+def _privacy(epsilon: float | None) -> dict[str, Any]:
+    mechanism = "none" if epsilon is None else "dp-sgd"
+    return {"privacy.mechanism": mechanism, "privacy.epsilon": epsilon, "privacy.noise_multiplier": None}
+
+
+def _table(study: Study, found: Mapping[str, Sequence[Metrics]], seeds: tuple[int, ...]) -> Table:
+    first = ["pooled, no privacy", "best lone silo, no privacy", "federated, no privacy"]
+    order = [name for name in first if name in found] + [name for name in found if name not in first]
+    return Table(
+        study=study.file.study.name,
+        model=study.file.model.name,
+        delta=study.file.privacy.delta,
+        unit=study.unit,
+        metrics=study.metrics,
+        seeds=seeds,
+        rows=tuple(_row(setting, found[setting], study.metrics) for setting in order),
+    )
+
+
+def _row(setting: str, runs: Sequence[Metrics], metrics: Sequence[str]) -> Row:
+    values = {name: [run.get(name) for run in runs] for name in metrics}
+    sound = {name: [value for value in some if value is not None] for name, some in values.items()}
+    whole = {name: some for name, some in sound.items() if len(some) == len(runs)}
+    return Row(
+        setting=setting,
+        epsilon=float(setting.rsplit(" ", 1)[1]) if "epsilon" in setting else None,
+        mean={name: statistics.fmean(whole[name]) if name in whole else None for name in metrics},
+        sd={name: statistics.stdev(whole[name]) if name in whole and len(runs) > 1 else None for name in metrics},
+        values=values,
+    )
+
+
+def write(tables: Sequence[Table], out: Path) -> Path:
+    """Write table.json, table.md and utility.png into a new folder and return it."""
+    folder = out / f"sweep-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    folder.mkdir(parents=True)
+    (folder / "table.json").write_text(json.dumps([asdict(table) for table in tables], indent=2), encoding="utf-8")
+    (folder / "table.md").write_text("\n".join(markdown(table) for table in tables), encoding="utf-8")
+    _draw(tables, folder / "utility.png")
+    return folder
+
+
+def markdown(table: Table) -> str:
+    """Return the table as Markdown."""
+    seeds = ", ".join(map(str, table.seeds))
+    unit = f"epsilon a silo at delta = {table.delta:g} a {table.unit}"
+    lines = [
+        f"### {table.study}: {table.model}",
+        "",
+        f"Mean and standard deviation over the seeds {seeds}; {unit}.",
+        "",
+        f"| | {' | '.join(table.metrics)} |",
+        f"|---|{'---|' * len(table.metrics)}",
+    ]
+    lines += [f"| {row.setting} | {' | '.join(shown(row, name) for name in table.metrics)} |" for row in table.rows]
+    return "\n".join(lines) + "\n"
+
+
+def shown(row: Row, metric: str) -> str:
+    """Return mean and standard deviation as a cell shows them."""
+    mean, sd = row.mean[metric], row.sd[metric]
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
+
+
+def _draw(tables: Sequence[Table], path: Path) -> None:
+    """Draw the first metric over epsilon, one panel a study; lines for what is not private."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, len(tables), figsize=(5.2 * len(tables), 3.8), squeeze=False)
+    for panel, table in zip(panels[0], tables, strict=True):
+        metric = table.metrics[0]
+        private = sorted((row for row in table.rows if row.epsilon is not None), key=lambda row: row.epsilon or 0)
+        points = [
+            (row.epsilon, row.mean[metric], row.sd[metric] or 0) for row in private if row.mean[metric] is not None
+        ]
+        if points:
+            x, y, sd = zip(*points, strict=True)
+            panel.errorbar(x, y, yerr=sd, marker="o", capsize=3, color="#0b5d8a", label="federated, private")
+            panel.set_xscale("log")
+            panel.set_xticks(x, [f"{value:g}" for value in x])
+            panel.minorticks_off()
+        styles = (("#444444", "-"), ("#b35900", ":"), ("#2a7f3f", "--"))
+        rest = [row for row in table.rows if row.epsilon is None and row.mean[metric] is not None]
+        for row, (colour, line) in zip(rest, styles, strict=False):
+            panel.axhline(row.mean[metric], color=colour, linestyle=line, label=row.setting)
+        panel.set_xlabel(f"epsilon at delta = {table.delta:g} a {table.unit}")
+        panel.set_ylabel(metric)
+        panel.set_title(f"{table.study}: {table.model}", fontsize=10)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7, loc="best")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
