@@ -32,8 +32,9 @@ from strategies.errors import ProtocolError, Refusal, RefusalCode
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest
 from strategies.privacy.accountant import epsilon
+from strategies.spec import Registries
 from strategies.statement import BudgetStatement, Statement
-from strategies.study import Registries, Study
+from strategies.study import Study
 
 REGISTRIES = Registries(models=MODELS)
 

@@ -26,7 +26,8 @@ from strategies.counts import group_values
 from strategies.errors import SettingError
 from strategies.layout import Layout, Vector
 from strategies.report.facts import report_facts
-from strategies.study import Registries, Study
+from strategies.spec import Registries
+from strategies.study import Study
 
 log = logging.getLogger("fedsilo.server")
 

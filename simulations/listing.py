@@ -13,8 +13,7 @@ from typing import Any
 from client.models.base import MODELS, Shape
 from simulations.datasets.base import DATASETS
 from simulations.ready import STUDIES
-from strategies.spec import Registry
-from strategies.study import STRATEGIES
+from strategies.spec import STRATEGIES, Registry
 
 KINDS = ("models", "strategies", "data", "studies")
 

@@ -33,7 +33,8 @@ from simulations.partitions import PARTITIONS, Partition, Table
 from simulations.sources import Source, unit_column
 from strategies.errors import DataError, SettingError
 from strategies.privacy.budget import Budget
-from strategies.study import Registries, Study
+from strategies.spec import Registries
+from strategies.study import Study
 
 BUDGET_EPSILON = 8.0
 ROOT = "records"  # name of the one data root of a simulated silo
@@ -234,7 +235,7 @@ def _make_silo(folder: Path, study: Study, data: str) -> None:
 
 def _budget(study: Study) -> float:
     """Return 8, or the next whole epsilon whose gate lets this study through once, so that it can be tried at all."""
-    whole, delta = study.round_events() * study.file.study.rounds, study.file.privacy.delta
+    whole, delta = study.total_events(), study.file.privacy.delta
     for value in range(int(BUDGET_EPSILON), _LARGEST_BUDGET):
         if Budget(epsilon=float(value), delta=delta).fits((), whole):
             return float(value)
@@ -253,7 +254,8 @@ def what_fits(study: Study, silos: Sequence[Path]) -> str:
         with silo.ledger() as ledger:
             spent = ledger.spent(ROOT)
         budget = silo.budget()
-        most.append((budget.rounds_that_fit(spent, study.round_events(), rounds), budget.spent(spent), budget.epsilon))
+        fitting = budget.rounds_that_fit((*spent, *study.closing_events()), study.round_events(), rounds)
+        most.append((fitting, budget.spent(spent), budget.epsilon))
     fitting, used, whole = min(most)
     return (
         f"the study does not fit into the budget of the simulated silos: {used} of epsilon {whole} is spent at the "

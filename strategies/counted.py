@@ -1,7 +1,8 @@
 """Metrics of summed counts (the vector of `strategies.counts`).
 
-Resolution: AUROC and AUPRC are those of scores rounded to the layout's bins, and `resolution_of` bounds the error; all
-else is exact up to 2^-28 a record. A unit with several records weighs as much as one with a single record.
+Resolution: AUROC and AUPRC are those of scores rounded to the layout's bins. `resolution_of` bounds the error, and
+where the bound is above 0.1 (all scores in a few bins) the metric is None. All else is exact up to 2^-28 a record. A
+unit with several records weighs as much as one with a single record.
 
 Guarantees: a metric that the counts do not define, or that their noise drowns, is None and never a wrong number.
 """
@@ -18,6 +19,7 @@ from strategies.counts import CountLayout, Floats
 Metrics = dict[str, float | None]
 Histograms = list[tuple[Floats, Floats]]
 _DEVIATIONS = 4.0  # a count is taken for one only when it stands this many deviations of its noise above zero
+_COARSEST = 0.1  # resolution beyond which a ranking metric says nothing
 _LEAST_SPREAD = 2.0**-20  # squared, a record: below it, the grid of the counts would show in R²
 
 
@@ -52,13 +54,8 @@ def resolution_of(layout: CountLayout, total: Floats, *, deviation: float = 0.0)
     Within a bin the order of scores is lost. For AUROC that is half of the pairs (positive, negative) that share a bin;
     for AUPRC, each positive's precision lies between those of a bin with its negatives first and with none of them.
     """
-    if not any(part.name == "scores" for part in layout.parts):
-        return {}
-    histograms = _histograms(layout, layout.split(total[: layout.block].astype(np.float64)), deviation)
-    found = {
-        "auroc": _mean([float((pos * neg).sum() / (2 * pos.sum() * neg.sum())) for pos, neg in histograms]),
-        "auprc": _mean([_precision_gap(pos, neg) for pos, neg in histograms]),
-    }
+    parts = layout.split(total[: layout.block].astype(np.float64))
+    found = _resolution(_histograms(layout, parts, deviation)) if "scores" in parts else {}
     return {name: value for name, value in found.items() if value is not None and name in layout.metrics}
 
 
@@ -96,8 +93,7 @@ def _of_answers(layout: CountLayout, parts: Mapping[str, Floats], deviation: flo
                 if _there(t + p + n, deviation, 3)
             ]
         ),
-        "auroc": _mean([_auroc(pos, neg) for pos, neg in histograms]),
-        "auprc": _mean([_auprc(pos, neg) for pos, neg in histograms]),
+        **_rankings(histograms),
     }
     if "calibration" in parts:
         gap = np.abs(parts["calibration"]).sum() / (len(parts["calibration"]) * number)
@@ -158,6 +154,22 @@ def _nearest(values: Floats, total: float) -> Floats:
     kept = np.flatnonzero(ordered > excess)
     projected: Floats = np.maximum(values - (excess[kept[-1]] if len(kept) else ordered[0]), 0.0)
     return projected
+
+
+def _rankings(histograms: Histograms) -> Metrics:
+    limits = _resolution(histograms)
+    found: Metrics = {
+        "auroc": _mean([_auroc(pos, neg) for pos, neg in histograms]),
+        "auprc": _mean([_auprc(pos, neg) for pos, neg in histograms]),
+    }
+    return {name: value if (limits[name] or 0) <= _COARSEST else None for name, value in found.items()}
+
+
+def _resolution(histograms: Histograms) -> Metrics:
+    return {
+        "auroc": _mean([float((pos * neg).sum() / (2 * pos.sum() * neg.sum())) for pos, neg in histograms]),
+        "auprc": _mean([_precision_gap(pos, neg) for pos, neg in histograms]),
+    }
 
 
 def _auroc(pos: Floats, neg: Floats) -> float:

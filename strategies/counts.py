@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.metrics import CALIBRATION_BINS, calibration_bins, columns, confidences, decisions
-from strategies.study import CategoricalFeature, Study
+from strategies.sections import CategoricalFeature
+from strategies.study import Study
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]

@@ -146,6 +146,18 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
     return TypeAdapter(hint)
 
 
+STRATEGIES = Registry(kind="strategy", package="strategies", bases=("SumStrategy", "PerSiloStrategy"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registries:
+    """What the names in a study may stand for; those that a reader does not own are only checked for form."""
+
+    models: Registry
+    datasets: Registry | None = None
+    partitions: Registry | None = None
+
+
 def require(holds: bool, name: str, value: object, allowed: str) -> None:
     """Raise a `SettingError` in the house form unless `holds`."""
     if not holds:

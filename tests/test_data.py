@@ -17,16 +17,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import simulations.datasets
-from client.data import kinds, records, tables, tabular
+from client.data import kinds, tables, tabular
 from client.data.records import Records, held_out_rows
-from client.data.schema import Encoded, codes_of
+from client.data.schema import Encoded
 from client.data.schema import encode as encode_at
 from simulations.datasets.base import DATASETS
 from simulations.partitions import PARTITIONS, Table
 from simulations.silos import REGISTRIES, complete, make_silos, pooled
 from simulations.sources import read_dataset
 from strategies.errors import DataError, FedsiloError, SettingError
-from strategies.study import CategoricalFeature, NumericFeature, Study, override
+from strategies.sections import CategoricalFeature, NumericFeature
+from strategies.study import Study, override
 
 R3 = math.sqrt(3)
 NAN = float("nan")

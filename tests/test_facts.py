@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -21,8 +22,9 @@ from strategies.manifest import Manifest, Member
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import Gaussian
 from strategies.report.facts import FORMAT, odds, report_facts
-from strategies.spec import Registry
-from strategies.study import Registries, Study
+from strategies.report.page import render
+from strategies.spec import Registries, Registry
+from strategies.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,80 @@ def test_what_is_not_protected_depends_on_the_study() -> None:
     assert "one record" in by_record[0]
     assert "'person'" in by_person["not_covered"][0]
     assert by_person["privacy"]["unit"] == by_person["silos"][0]["unit"] == "person"
+
+
+# --- noisy counts -------------------------------------------------------------------------------------------
+
+COUNTS = Gaussian(noise_multiplier=25.0)
+NOISY = ("[privacy]", '[evaluation]\nrelease = "noisy"\nnoise_multiplier = 25.0\n[privacy]')
+CLASSES = ('target = "ill"', 'target = "ill"\nclasses = ["no", "yes"]')
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_counts_of_every_round_and_of_the_end_are_in_every_epsilon(closed: bool) -> None:
+    found = facts(study(NOISY, CLASSES), closed=closed)
+    for silo, rounds in zip(found["silos"], (4, 2), strict=True):
+        events = [*release(rounds), *[COUNTS] * (rounds + closed)]
+        assert silo["epsilon"] == epsilon(events, 1e-5) > epsilon(release(rounds), 1e-5)
+        assert silo["epsilon_rdp"] == epsilon(events, 1e-5, accountant="rdp")
+        assert {"kind": "gaussian", "noise_multiplier": 25.0, "sampling_rate": 1.0, "steps": rounds + closed} in silo[
+            "events"
+        ]
+    assert found["privacy"]["epsilon_if_completed"] == epsilon([*release(4), *[COUNTS] * 5], 1e-5)
+    assert found["evaluation"]["epsilon"] == epsilon([COUNTS] * 5, 1e-5)
+    assert (found["evaluation"]["noise_multiplier"], found["evaluation"]["release"]) == (25.0, "noisy")
+    assert found["evaluation"]["sensitivity"] == pytest.approx(3**0.5, abs=1e-6)  # cells, score bins, squared errors
+    assert facts(study(CLASSES), closed=closed)["evaluation"] is None
+
+
+def test_what_the_counts_are_depends_on_the_study() -> None:
+    def of(*changes: tuple[str, str]) -> tuple[dict[str, Any], list[str]]:
+        found = facts(study(CLASSES, *changes))
+        return {row["field"]: (row["privacy"], row["what"]) for row in found["releases"]}, found["unprotected"]
+
+    unprotected = ("noise_multiplier = 2.0", 'mechanism = "none"')
+    for changes, protection in (((), "public"), ((NOISY,), "released"), ((NOISY, unprotected), "released")):
+        rows, exact = of(*changes)
+        assert {rows[f"{message}.counts"][0] for message in ("Update", "Farewell")} == {protection}
+        assert ("nothing" in rows["Update.counts"][1]) == (protection == "public")
+        assert not any("counts" in line for line in exact)
+        assert rows["Update.update"][0] == ("exact" if unprotected in changes else "released")
+
+
+def test_counts_bound_nothing_where_training_has_no_mechanism() -> None:
+    found = facts(study(NOISY, CLASSES, ("noise_multiplier = 2.0", 'mechanism = "none"')))
+    assert found["silos"][0]["epsilon"] is None and found["privacy"]["epsilon_if_completed"] is None
+    kinds = [(event["kind"], event.get("steps")) for event in found["silos"][0]["events"]]
+    assert kinds == [("gaussian", 5), ("exact", None)]
+    assert found["evaluation"]["epsilon"] == epsilon([COUNTS] * 5, 1e-5)
+
+
+def page(*, own: bool, groups: bool = True) -> str:
+    """The words of the page of a run whose last line has noisy counts."""
+    found = facts(study(NOISY, CLASSES))
+    counts = {"silos": 4, "deviation": 86.6025, "resolution": {"auroc": 0.0123}}
+    by_group = {"sex": {"F": {"accuracy": 0.8123}, "<M>": {"accuracy": None}}} if groups else None
+    for line in found["rounds"]:
+        line |= {"cohort": 4, "dropped": 0, "aggregated": True, "epsilon": {"a": 1.0}}
+    found["rounds"][-1]["counts"] = counts
+    found |= {"groups": by_group, "silo_metrics": {"accuracy": 0.7654} if own else None}
+    return " ".join(re.sub(r"<[^>]*>", " ", render(found)).split())
+
+
+def test_the_page_says_that_metrics_come_from_noisy_counts() -> None:
+    text = page(own=False)
+    assert "Measured by 4 silos on records that they hold out." in text
+    assert "standard deviation 86.6025" in text and "which alone can move AUROC by 0.0123 at most" in text
+    assert "Measured by the coordinator" not in text
+    assert "noise multiplier 25" in text and "every ε on this page that speaks of the run has them in it" in text
+    assert "sex Accuracy F 0.8123 &lt;M&gt; –" in text
+    assert "sex Accuracy" not in page(own=False, groups=False)
+
+
+def test_the_page_keeps_the_coordinators_own_metrics_apart_from_the_silos() -> None:
+    text = page(own=True)
+    assert "Measured by the coordinator on test records of its own. By the silos: Measured by 4 silos" in text
+    assert "by the silos from noisy counts" in text and "0.7654" in text and "0.4000" in text
 
 
 # --- odds ---------------------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ from client.data import images, kinds, records
 from client.data.records import Loaded
 from client.models.base import MODELS
 from strategies.errors import DataError
-from strategies.study import Registries, Study, override
+from strategies.spec import Registries
+from strategies.study import Study, override
 
 R3 = math.sqrt(3)
 STUDY = """[study]
@@ -201,14 +202,14 @@ def test_wrong_arrays(tmp_path: Path) -> None:
 
 @stored_or_packed
 def test_a_damaged_npz(tmp_path: Path, save: object) -> None:
-    draw = np.random.default_rng(0).integers(0, 256, (400, 2, 2)).astype(np.uint8)
+    draw = np.random.default_rng(0).integers(0, 256, (400, 20, 20)).astype(np.uint8)
     path = tmp_path / "a.npz"
     save(path, X=draw, y=["no"] * 400)  # type: ignore[operator]
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with refusal("a.npz cannot be read"):
         load(path, study())
-    path.write_bytes(content.replace(b"(400, 2, 2)", b"(900, 2, 2)") if save is np.savez else _spoilt(content))
+    path.write_bytes(content.replace(b"(400, 20, 20)", b"(900, 20, 20)") if save is np.savez else _spoilt(content))
     with refusal("a.npz cannot be read"):
         load(path, study())
 
@@ -632,7 +633,8 @@ from pathlib import Path
 import numpy as np, torch
 from client.data import images
 from client.models.base import MODELS
-from strategies.study import Registries, Study
+from strategies.spec import Registries
+from strategies.study import Study
 study = Study.parse(Path(sys.argv[1]).read_text(), Registries(models=MODELS))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 loaded = images.load(Path(sys.argv[2]), study, {}, Path(sys.argv[3]))

@@ -12,7 +12,7 @@ import pytest
 from sklearn import metrics as sk
 
 from strategies.metrics import calibration_bins, evaluate, evaluate_groups
-from strategies.study import METRICS
+from strategies.sections import METRICS
 
 NAMES = METRICS["classification"]
 

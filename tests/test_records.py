@@ -34,7 +34,8 @@ from client.data.records import (
 )
 from client.models.base import MODELS
 from strategies.errors import DataError
-from strategies.study import Registries, Study, override
+from strategies.spec import Registries
+from strategies.study import Study, override
 
 ROWS = 12
 ARRAY = np.arange(ROWS * 6, dtype=np.float32).reshape(ROWS, 2, 3)
@@ -350,7 +351,8 @@ from pathlib import Path
 import polars, pyarrow.csv, pyarrow.parquet, torch
 from client.data import tabular
 from client.models.base import MODELS
-from strategies.study import Registries, Study
+from strategies.spec import Registries
+from strategies.study import Study
 def peak():  # of this program alone: ru_maxrss begins with what the parent had
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))

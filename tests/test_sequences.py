@@ -24,7 +24,8 @@ from client.data.records import Loaded
 from client.models.base import MODELS, Shape
 from simulations.datasets.base import DATASETS
 from strategies.errors import DataError, SettingError
-from strategies.study import Registries, Study, override
+from strategies.spec import Registries
+from strategies.study import Study, override
 
 R3 = math.sqrt(3)
 NAN = float("nan")

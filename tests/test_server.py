@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
+import torch
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -23,9 +25,13 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from client.app import app as client_app
+from client.models.base import Shape, build, load_weights, predict, weights_of
+from client.round import read_records
 from client.silo import Silo
+from server import app as server_app_module
 from server import checkpoint, cohort, rounds
 from server.app import app as server_app
 from server.folder import RunFolder
@@ -34,9 +40,9 @@ from simulations.engines.inline import InlineGrid
 from simulations.engines.inline import run as run_inline
 from simulations.silos import REGISTRIES, make_silos
 from simulations.sources import read_dataset
-from strategies import wire
+from strategies import metrics, wire
 from strategies.base import State
-from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError
+from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError, SettingError
 from strategies.layout import Layout
 from strategies.manifest import Manifest, Member
 from strategies.privacy.accountant import epsilon
@@ -446,6 +452,218 @@ def test_an_interrupted_run_leaves_its_finished_rounds(tmp_path: Path, monkeypat
     assert checkpoint.load(folder / "checkpoint")[0].round == 2
     report = RunFolder(path=folder).report()
     assert report["run"]["status"] == "interrupted" and {silo["rounds"] for silo in report["silos"]} == {3}
+
+
+# --- metrics of the silos' counts ---------------------------------------------------------------------------
+
+COUNTED = {"evaluation.release": "noisy", "evaluation.noise_multiplier": 0.01, "evaluation.metrics": ["accuracy"]}
+COUNTING = Study.parse(override(TEXT, {**COUNTED, "cohort.round_timeout_s": 0.1}), REGISTRIES)
+LINE = {"round": 1, "metrics": {}, "loss": None, "epsilon": {}}
+
+
+def counted_update(silo: str, *counts: float, round: int = 2) -> Answer:
+    vectors = {"update": np.ones(3, np.float32), "counts": np.array(counts, np.float32)}
+    return says(wire.Update(silo=silo, round=round, **vectors))
+
+
+def second_round(third: Answer, *, own: dict[str, float] | None = None) -> Progress:
+    """The counts of round 2: 30 + 50 of 100 right at silo a, 10 + 20 of 50 at silo b."""
+    nodes = {1: counted_update("a", 30, 10, 10, 50), 2: counted_update("b", 10, 10, 10, 20), 3: third}
+    roster = roster_of(dict.fromkeys(SILOS, 1.0))
+    before = {**LINE, "metrics": own or {}}
+    chosen, progress = rounds.choose(COUNTING, roster, Progress(state=State(weights=START), lines=(before,)))
+    measured = rounds.Measured(metrics={**(own or {}), "loss": 0.5}, groups={})
+    return rounds.run_round(
+        FakeGrid(nodes), COUNTING, roster, chosen, progress, (lambda weights: measured) if own else None
+    )
+
+
+def test_the_counts_of_a_round_complete_the_line_of_the_round_before() -> None:
+    first, second = second_round(counted_update("c", 0, 0, 0, 50)).lines
+    assert first["metrics"] == {"accuracy": pytest.approx((80 + 30 + 50) / 200)} and first["round"] == 1
+    # three silos, each with noise of 0.01 times the sensitivity of one cell
+    assert first["counts"] == {"silos": 3, "deviation": pytest.approx(0.01 * 3**0.5), "resolution": {}}
+    assert (second["round"], second["metrics"], second["loss"]) == (2, {}, None) and "counts" not in second
+
+
+@pytest.mark.parametrize(
+    "third",
+    [
+        counted_update("c"),
+        counted_update("c", 9, 9, 9),
+        counted_update("c", 9, 9, 9, 9, 9),
+        counted_update("c", 9, float("nan"), 9, 9),
+        counted_update("c", float("inf"), 9, 9, 9),
+        counted_update("c", 9, 9, 9, 9, round=1),
+        counted_update("a", 9, 9, 9, 9),
+        silent,
+        garbled,
+        says(wire.Refused(code="data")),
+    ],
+    ids=["none", "short", "long", "NaN", "infinite", "another round", "another's name", "silent", "garbled", "refused"],
+)
+def test_counts_that_cannot_be_are_left_out(third: Answer) -> None:
+    progress = second_round(third)
+    assert progress.lines[0]["metrics"] == {"accuracy": pytest.approx((80 + 30) / 150)}
+    assert progress.lines[0]["counts"]["silos"] == 2 and progress.lines[1]["aggregated"]
+
+
+def test_no_counts_at_all_leave_the_line_as_it_was() -> None:
+    roster, progress = roster_of({"a": 1.0, "b": 1.0}), Progress(state=State(weights=START), lines=(LINE,))
+    chosen, progress = rounds.choose(COUNTING, roster, progress)
+    after = rounds.run_round(FakeGrid({1: silent, 2: silent}), COUNTING, roster, chosen, progress, None)
+    assert after.lines[0] == LINE and not after.lines[1]["aggregated"]
+
+
+def test_counts_of_a_study_without_them_are_not_read() -> None:
+    nodes = {1: counted_update("a", 1, 1, 1, 1), 2: counted_update("b", 1, 1, 1, 1)}
+    roster, progress = roster_of({"a": 1.0, "b": 1.0}), Progress(state=State(weights=START), lines=(LINE,))
+    chosen, progress = rounds.choose(STUDY, roster, progress)
+    assert rounds.run_round(FakeGrid(nodes), STUDY, roster, chosen, progress, None).lines[0] == LINE
+
+
+def test_the_coordinators_own_metrics_stay_where_they_were() -> None:
+    first, second = second_round(silent, own={"accuracy": 0.25}).lines
+    assert first["metrics"] == {"accuracy": 0.25} and first["loss"] is None
+    assert first["silo_metrics"] == {"accuracy": pytest.approx(110 / 150)}
+    assert (second["metrics"], second["loss"]) == ({"accuracy": 0.25}, 0.5) and "silo_metrics" not in second
+
+
+def test_the_end_is_charged_before_it_is_asked_for_and_completes_the_last_line(tmp_path: Path) -> None:
+    roster, folder = roster_of({"a": 1.0, "b": 1.0}), RunFolder.create(tmp_path, COUNTING)
+    before = Progress(state=State(weights=START), lines=(LINE,), asked={"a": 1, "b": 2})
+    charged = rounds.charge_closing(COUNTING, roster, before)
+    assert charged.closed == ("a", "b") and rounds.charge_closing(STUDY, roster, before).closed == ()
+    vector = np.array([30, 10, 10, 50], np.float32)
+    grid = FakeGrid({1: says(wire.Farewell(silo="a", statement="no statement", counts=vector)), 2: silent})
+    statements, after = rounds.close(grid, COUNTING, roster, charged, folder, own=False)
+    assert statements == {} and after.lines[0]["metrics"] == {"accuracy": pytest.approx(0.8)}
+    events = {name: COUNTING.round_events() * count + COUNTING.closing_events() for name, count in before.asked.items()}
+    assert after.lines[0]["epsilon"] == {name: epsilon(spent, 1e-5) for name, spent in events.items()}
+    assert rounds.spent(COUNTING, before.asked)["a"] < after.lines[0]["epsilon"]["a"]
+
+
+def table_with_groups(tmp_path: Path) -> Study:
+    random = np.random.default_rng(0)
+    frame = read_dataset(STUDY, Path()).frame.select("mean radius", "diagnosis")
+    sex = pl.Series("sex", random.choice(["F", "M"], frame.height))
+    frame.with_columns(sex).write_csv(tmp_path / "table.csv")
+    features = {
+        "mean radius": {"type": "numeric", "min": 8, "max": 20},
+        "sex": {"type": "categorical", "values": ["F", "M"]},
+    }
+    values = {
+        **COUNTED,
+        "evaluation.metrics": ["accuracy", "brier", "auroc"],
+        "evaluation.groups": ["sex"],
+        "data.features": features,
+        "simulation.dataset": str(tmp_path / "table.csv"),
+        "privacy.mechanism": "none",
+        "training.steps": 20,
+        "training.optimizer": "sgd(lr=2.0)",
+        "study.rounds": 2,
+        "cohort.round_timeout_s": 60,
+    }
+    return Study.parse(override(TEXT.replace("noise_multiplier = 2.0\n", ""), values), REGISTRIES)
+
+
+def pooled_metrics(study: Study, silos: list[Silo], weights: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The oracle: all silos' held-out records in one place."""
+    parts = [read_records(silo, study).held_out for silo in silos]
+    module = build(study.model, Shape.of_study(study), 7)
+    load_weights(module, weights)
+    scores = np.concatenate([predict(module, part.x, Shape.of_study(study)) for part in parts])
+    labels = np.concatenate([part.y.numpy() for part in parts])
+    codes = np.concatenate([part.groups["sex"] for part in parts])
+    names = study.metrics
+    found = metrics.evaluate(scores, labels, names)
+    return (
+        {name: found[name] for name in names},
+        metrics.evaluate_groups(scores, labels, names, {"sex": (["F", "M"], codes)}),
+    )
+
+
+def assert_near(got: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, abs=0.02 if name == "auroc" else 2e-3), name
+
+
+def test_a_whole_run_is_evaluated_by_its_silos_alone(tmp_path: Path) -> None:
+    """Noise of a hundredth, so that the pooled metrics can be read off: no record of a silo was seen for them."""
+    study = table_with_groups(tmp_path)
+    folder, silos = run(tmp_path, study)
+    lines, report = lines_of(folder), RunFolder(path=folder).report()
+    assert [line["counts"]["silos"] for line in lines] == [4, 4]
+    final = pooled_metrics(study, silos, checkpoint.load(folder / "checkpoint")[0].weights)
+    assert_near(lines[1]["metrics"], final[0])
+    for value in "FM":
+        assert_near(lines[1]["groups"]["sex"][value], final[1]["sex"][value])
+    assert (report["metrics"], report["groups"], report["rounds"]) == (lines[1]["metrics"], lines[1]["groups"], lines)
+    assert lines[0]["metrics"] != lines[1]["metrics"] and lines[0]["groups"].keys() == {"sex"}
+    initial = pooled_metrics(study, silos, weights_of(build(study.model, Shape.of_study(study), 7)))[0]
+    assert abs(initial["brier"] - lines[0]["metrics"]["brier"]) > 0.01  # line 1 is not the model before round 1
+    for silo in silos:
+        with silo.ledger() as ledger:
+            assert ledger.spent("records") == study.total_events()
+    assert all(silo["epsilon"] is None for silo in report["silos"])  # the updates have no protection
+    page = (folder / "report.html").read_text()
+    assert "Measured by 4 silos on records that they hold out" in page and "by the public values of" in page
+
+
+# --- the coordinator's own test records ---------------------------------------------------------------------
+
+
+def test_own_records_may_lie_in_one_file_or_in_many(tmp_path: Path) -> None:
+    study = table_with_groups(tmp_path)
+    shape, random = Shape.of_study(study), np.random.default_rng(1)
+    weights = random.normal(size=len(weights_of(build(study.model, shape, 7)))).astype(np.float32)
+    arrays = {
+        "x": torch.from_numpy(random.normal(size=(30, *shape.inputs)).astype(np.float32)),
+        "y": torch.from_numpy(random.integers(0, 2, 30)),
+        "group/sex": torch.from_numpy(random.integers(-1, 2, 30)),
+    }
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    save_file(arrays, tmp_path / "whole.safetensors")
+    for number, start in enumerate((0, 11, 22)):
+        rows = {name: array[start : start + 11].contiguous() for name, array in arrays.items()}
+        save_file(rows, folder / f"part-{number:05d}.safetensors")
+    whole, parts = (
+        server_app_module._evaluator(study, shape, tmp_path / name)(weights) for name in ("whole.safetensors", "parts")
+    )
+    for name in (*study.metrics, "loss"):  # sums of float32 differ by the size of a batch
+        assert whole.metrics[name] == pytest.approx(parts.metrics[name], rel=1e-6)
+    assert whole.groups["sex"]["M"] == pytest.approx(parts.groups["sex"]["M"], rel=1e-6)
+    assert None not in {*whole.metrics.values(), *whole.groups["sex"]["F"].values()}
+    one = metrics.evaluate(predict(loaded(study, weights), arrays["x"], shape), arrays["y"].numpy(), study.metrics)
+    assert whole.metrics == one
+    (folder / "part-00002.safetensors").unlink()
+    assert server_app_module._evaluator(study, shape, folder)(weights) != whole
+
+
+def loaded(study: Study, weights: np.ndarray) -> Any:
+    module = build(study.model, Shape.of_study(study), 7)
+    load_weights(module, weights)
+    return module
+
+
+@pytest.mark.parametrize("missing", ["x", "y", "group/sex", "everything", "the folder's files"])
+def test_test_records_that_cannot_be_read_are_a_sentence(missing: str, tmp_path: Path) -> None:
+    study, path = table_with_groups(tmp_path), tmp_path / "test.safetensors"
+    arrays = {
+        "x": torch.zeros(3, 4),
+        "y": torch.zeros(3, dtype=torch.int64),
+        "group/sex": torch.zeros(3, dtype=torch.int64),
+    }
+    if missing in arrays:
+        save_file({name: array for name, array in arrays.items() if name != missing}, path)
+    elif missing == "the folder's files":
+        path.mkdir()
+        save_file(arrays, path / "records.safetensors")
+    with pytest.raises(
+        SettingError, match=r"it must be a safetensors file with x, y, group/sex, or a folder of such files"
+    ):
+        server_app_module._evaluator(study, Shape.of_study(study), path)
 
 
 # --- on disk ------------------------------------------------------------------------------------------------

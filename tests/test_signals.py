@@ -20,7 +20,8 @@ from client.data import kinds, records, signals
 from client.data.records import Loaded
 from client.models.base import MODELS
 from strategies.errors import DataError
-from strategies.study import Registries, Study, override
+from strategies.spec import Registries
+from strategies.study import Study, override
 
 with warnings.catch_warnings():  # wfdb calls pandas in a way that pandas will drop
     warnings.simplefilter("ignore")

@@ -20,7 +20,8 @@ from client.policy import Policy
 from client.silo import RunState, Silo, folder_of
 from strategies import wire
 from strategies.errors import ProtocolError, Refusal, RefusalCode, SettingError
-from strategies.study import Registries, Study, override
+from strategies.spec import Registries
+from strategies.study import Study, override
 
 SILO = """name = "north"
 [data.records]

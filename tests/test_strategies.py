@@ -22,7 +22,7 @@ from strategies.errors import SettingError
 from strategies.fedadam import FedAdam
 from strategies.fedavg import FedAvg
 from strategies.fedprox import FedProx
-from strategies.study import STRATEGIES
+from strategies.spec import STRATEGIES
 
 SIZE, SILOS = 11, 4
 ALL = [STRATEGIES.resolve(name) for name in STRATEGIES.names()]

@@ -20,8 +20,9 @@ from strategies.fedavg import FedAvg
 from strategies.optimizers import Sgd
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import Exact, Gaussian
-from strategies.spec import Registry
-from strategies.study import STRATEGIES, File, Registries, Study, override, parse_override
+from strategies.sections import File
+from strategies.spec import STRATEGIES, Registries, Registry
+from strategies.study import Study, override, parse_override
 
 
 @dataclass(frozen=True, kw_only=True)

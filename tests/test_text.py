@@ -20,7 +20,8 @@ from client.data.kinds import LOADERS, load
 from client.data.records import Loaded
 from client.models.base import MODELS, Shape
 from strategies.errors import DataError, SettingError
-from strategies.study import Registries, Study, override
+from strategies.spec import Registries
+from strategies.study import Study, override
 from strategies.tokens import VOCABULARIES
 
 STUDY = """[study]
@@ -61,7 +62,8 @@ def load_text(folder: Path, frame: pl.DataFrame, agreed: Study, *, name: str = "
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
-def test_texts_by_hand(name: str, tmp_path: Path) -> None:
+def test_texts_by_hand(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_BATCH_ROWS", 2)
     loaded = load_text(tmp_path, FRAME, study(), name=name)
     assert isinstance(loaded.x, torch.Tensor) and loaded.x.dtype == torch.int64
     assert loaded.x.tolist() == BY_HAND and loaded.y.tolist() == [0, 1, 0, 0, 1]
@@ -167,7 +169,9 @@ def test_the_column_that_is_read_off(tmp_path: Path) -> None:
     frame.write_csv(tmp_path / "t.csv")
     agreed = study(data__unit="person")
     assert text.read_off(tmp_path / "t.csv", agreed, tmp_path) == {"data.text": "note"}
-    assert text.read_off(tmp_path / "t.csv", study(data__text="code"), tmp_path) == {}
+    for settings in ({"data__text": "code"}, {"data__text": "what is not there"}):
+        assert text.read_off(tmp_path / "t.csv", study(**settings), tmp_path) == {}
+    assert text.read_off(tmp_path / "t.csv", study(data__target="code"), tmp_path) == {"data.text": "note"}
     FRAME.with_columns(note=pl.lit("a longer text than all")).write_csv(tmp_path / "t.csv")
     assert text.read_off(tmp_path / "t.csv", agreed, tmp_path) == {}
     FRAME.select("label").write_csv(tmp_path / "t.csv")

@@ -16,7 +16,8 @@ from client.data.schema import to_numbers, to_texts
 from client.data.tables import row_numbers
 from client.data.targets import targets
 from strategies.errors import DataError
-from strategies.study import DataSection, Study
+from strategies.sections import DataSection
+from strategies.study import Study
 
 _DATES = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f")
 _ZONED = ("%Y-%m-%d %H:%M%#z", "%Y-%m-%d %H:%M:%S%.f%#z")

@@ -39,7 +39,8 @@ from client.data.records import Encoded, Loaded, Spool, in_memory_if_small, posi
 from client.data.targets import target_columns
 from client.models.base import Inputs, Shape
 from strategies.errors import DataError
-from strategies.study import NumericFeature, Study
+from strategies.sections import NumericFeature
+from strategies.study import Study
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,8 @@ from client.data.tables import batches, check_columns, row_numbers, unit_keys
 from client.data.targets import classes_of, groups, targets
 from client.models.base import Inputs
 from strategies.errors import DataError
-from strategies.study import NumericFeature, Study
+from strategies.sections import NumericFeature
+from strategies.study import Study
 
 if TYPE_CHECKING:
     import torch

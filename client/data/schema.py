@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from strategies.errors import DataError
-from strategies.study import CategoricalFeature, Feature, NumericFeature
+from strategies.sections import CategoricalFeature, Feature, NumericFeature
 
 _MISSING_TEXTS = ("", "NA", "N/A", "NaN", "nan", "null", "None", "?")
 _EXACT_BELOW = 2.0**53  # whole numbers of that size have a float64 each

@@ -24,7 +24,8 @@ from client.data.schema import Tally, encode
 from client.data.steps import longer_note, padded
 from client.models.base import Inputs, Shape
 from strategies.errors import DataError
-from strategies.study import Feature, Study
+from strategies.sections import Feature
+from strategies.study import Study
 
 if TYPE_CHECKING:
     import torch

@@ -38,7 +38,8 @@ from client.data.tables import row_numbers
 from client.data.targets import target_columns
 from client.models.base import Inputs, Shape
 from strategies.errors import DataError
-from strategies.study import NumericFeature, Study
+from strategies.sections import NumericFeature
+from strategies.study import Study
 
 if TYPE_CHECKING:
     import torch

@@ -31,7 +31,8 @@ from client.data.tables import batches, row_numbers
 from client.data.targets import groups, target_columns
 from client.models.base import Inputs, Shape
 from strategies.errors import DataError
-from strategies.study import CategoricalFeature, DataSection, NumericFeature, Study
+from strategies.sections import CategoricalFeature, DataSection, NumericFeature
+from strategies.study import Study
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def load(path: Path, study: Study, rename: Mapping[str, str], scratch: Path, *, 
     for frame in batches(path, list(dict.fromkeys(wanted)), rename):
         form.add(frame, beside.add(frame))
     table = beside.finish()
-    steps = form.finish(table)
+    steps = form.finish(table, most)
     order = np.lexsort((steps.time, steps.record))
     starts = np.searchsorted(steps.record[order], np.arange(table.count + 1))
     sequences = Sequences(steps.x, order=order, starts=starts, shape=(most, width))
@@ -62,7 +63,7 @@ def load(path: Path, study: Study, rename: Mapping[str, str], scratch: Path, *, 
         y=table.y,
         keys=table.keys,
         groups={name: table.one_code_each(name, *steps.groups[name]) for name in study.file.evaluation.groups},
-        notes=(*steps.notes, *longer_note(int((np.diff(starts) > most).sum()), most)),
+        notes=(*steps.notes, *longer_note(steps.longer, most)),
     )
 
 
@@ -150,13 +151,15 @@ class _Steps:
         x: (steps, columns).
         record: of each step.
         time: of each step.
+        longer: number of records with more steps than the study's shape has.
         groups: by group column, codes of some rows and the places of these rows.
         notes: as in `Loaded`.
     """
 
     x: torch.Tensor | Inputs
-    record: NDArray[np.int32]
+    record: NDArray[np.integer[Any]]
     time: NDArray[np.float64]
+    longer: int
     groups: Mapping[str, tuple[Positions, Positions]]
     notes: tuple[str, ...]
 
@@ -178,7 +181,7 @@ class _Rows:
         self._spool.append(np.concatenate(parts, axis=1))
         self._groups.append(groups(frame, self._study))
 
-    def finish(self, table: Table) -> _Steps:
+    def finish(self, table: Table, most: int) -> _Steps:
         """Return all steps."""
         rows, every = table.rows, np.arange(len(table.rows.record))
         names = self._study.file.evaluation.groups
@@ -187,6 +190,7 @@ class _Rows:
             x=self._spool.finish(),
             record=rows.record,
             time=rows.time,
+            longer=int((np.bincount(rows.record) > most).sum()),
             groups={name: (codes[name], every) for name in names},
             notes=self._tally.notes("steps"),
         )
@@ -216,8 +220,8 @@ class _Events:
         self._events.append(events)
         self._values.append(values)
 
-    def finish(self, table: Table) -> _Steps:
-        """Return the steps, sorted by record and time."""
+    def finish(self, table: Table, most: int) -> _Steps:
+        """Return the last steps of each record, sorted by record and time."""
         events, values = np.concatenate(self._events), np.concatenate(self._values)
         known = np.flatnonzero(events >= 0)
         if not len(known):
@@ -225,29 +229,35 @@ class _Events:
                 f"no row of column '{self._event}' names a feature of the study ({', '.join(self._features)}); correct "
                 "the column, or data.features"
             )
+        known = known[np.lexsort((table.rows.time[known], table.rows.record[known]))]  # stable: equals as in the file
         record, time = table.rows.record[known], table.rows.time[known]
-        order = np.lexsort((time, record))  # stable: equals stay in the order of the file
-        record, time, at = record[order], time[order], known[order]
-        new = np.ones(len(record), dtype=bool)
+        new = np.ones(len(known), dtype=bool)
         new[1:] = (record[1:] != record[:-1]) | (time[1:] != time[:-1])
-        step_of_row, tally = np.cumsum(new) - 1, Tally()
-        without = np.setdiff1d(np.arange(table.count, dtype=np.int32), record)  # nothing measured: one empty step
-        steps = int(new.sum()) + len(without)
-        x = self._encoded(step_of_row, events[at], values[at], steps, tally)
-        ignored = len(events) - len(known)
-        notes = (f"column '{self._event}': {ignored} rows name no feature of the study and are ignored",)
-        places = {name: np.flatnonzero(events == number) for number, name in enumerate(self._features)}
+        sizes = np.bincount(record[new], minlength=table.count)
+        step_of_row = np.cumsum(new) - 1
+        kept = step_of_row >= (np.cumsum(sizes) - most)[record]  # those before would be encoded for nothing
+        at, record, time, new = known[kept], record[kept], time[kept], new[kept]
+        without = np.flatnonzero(sizes == 0)  # nothing was measured: one empty step
+        steps, tally = int(new.sum()) + len(without), Tally()
         return _Steps(
-            x=x,
+            x=self._encoded(np.cumsum(new) - 1, events[at], values[at], steps, tally),
             record=np.concatenate([record[new], without]),
             time=np.concatenate([time[new], np.zeros(len(without))]),
-            groups={
-                name: (values[places[name]].astype(np.int64), places[name])
-                for name, feature in self._features.items()
-                if isinstance(feature, CategoricalFeature)
-            },
-            notes=(*tally.notes("steps"), *(notes if ignored else ())),
+            longer=int((sizes > most).sum()),
+            groups=self._groups(events, values),
+            notes=(*tally.notes("steps"), *self._ignored(len(events) - len(known))),
         )
+
+    def _groups(self, events: Positions, values: NDArray[np.float64]) -> dict[str, tuple[Positions, Positions]]:
+        found = {}
+        for number, (name, feature) in enumerate(self._features.items()):
+            if isinstance(feature, CategoricalFeature):
+                places = np.flatnonzero(events == number)
+                found[name] = (values[places].astype(np.int64), places)
+        return found
+
+    def _ignored(self, count: int) -> tuple[str, ...]:
+        return (f"column '{self._event}': {count} rows name no feature of the study and are ignored",) if count else ()
 
     def _encoded(
         self, step_of_row: Positions, events: Positions, values: NDArray[np.float64], steps: int, tally: Tally

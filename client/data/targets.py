@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from client.data.records import Array
 from client.data.schema import MISSING, OUTSIDE, class_texts, codes_of, to_numbers, to_texts
 from strategies.errors import DataError
-from strategies.study import CategoricalFeature, Study
+from strategies.sections import CategoricalFeature
+from strategies.study import Study
 
 
 def target_columns(study: Study, default: str) -> list[str]:

@@ -25,26 +25,54 @@ Activation = Literal["relu", "tanh", "gelu"]
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
 _SIDE = {1: 5, 2: 3}  # a signal has fewer places than an image, and its events are longer
+_LARGE = 16  # images of this side or more start at half the resolution, for a quarter of the work
+_GRID = 4
 
 
-class OverTime(nn.Module):
-    """(rows, steps, channels) to (rows, outputs)."""
+class OverSpace(nn.Module):
+    """(rows, channels, height, width) to (rows, outputs), read from the means of a grid of regions.
+
+    One mean over all places would forget where things are, which under noise small networks do not learn around:
+    handwritten digits at sigma 2 were told apart in 51 % of cases with one region and in 94 % with 4 x 4.
+    """
 
     def __init__(self, shape: Shape, *, width: int, depth: int, activation: Activation) -> None:
         super().__init__()
-        self._masked = shape.masked
-        inputs = shape.inputs[-1]
-        self.stages = Stages(1, inputs, width=width, depth=depth, stride=1, activation=activation, masked=shape.masked)
+        channels, *sides = shape.inputs
+        stride = 2 if min(sides) >= _LARGE else 1
+        self.stages = Stages(2, channels, width=width, depth=depth, stride=stride, activation=activation)
+        high, wide = (min(_GRID, math.ceil(side / (stride * 2 ** (depth - 1)))) for side in sides)
+        self.pool = nn.AdaptiveAvgPool2d((high, wide))
+        self.head = nn.Linear(self.stages.outputs * high * wide, shape.outputs)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        features_BCHW, _ = self.stages(x_BCHW)
+        out: torch.Tensor = self.head(self.pool(features_BCHW).flatten(1))
+        return out
+
+
+class OverTime(nn.Module):
+    """(rows, steps, channels) to (rows, outputs), read from the mean over the steps that are there."""
+
+    def __init__(self, shape: Shape, *, width: int, depth: int, activation: Activation) -> None:
+        super().__init__()
+        self._masked, inputs = shape.masked, shape.inputs[-1]
+        self.stages = Stages(1, inputs, width=width, depth=depth, activation=activation, masked=shape.masked)
         self.head = nn.Linear(self.stages.outputs, shape.outputs)
 
     def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
         x_BCT = x_BTC.transpose(1, 2)
-        out: torch.Tensor = self.head(self.stages(x_BCT, x_BCT[:, -1:] > 0 if self._masked else None))
+        features_BCT, there_B1T = self.stages(x_BCT, x_BCT[:, -1:] > 0 if self._masked else None)
+        if there_B1T is None:
+            mean_BC = features_BCT.mean(dim=2)
+        else:
+            mean_BC = _zeroed(features_BCT, there_B1T).sum(dim=2) / there_B1T.sum(dim=2).clamp_min(1)
+        out: torch.Tensor = self.head(mean_BC)
         return out
 
 
 class Stages(nn.Module):
-    """(rows, channels, *places) to the mean over places, (rows, self.outputs).
+    """(rows, channels, *places) to (rows, self.outputs, *places after strides), and which of these are there.
 
     A first convolution, then `depth` blocks; each after the first halves the places and doubles the channels.
 
@@ -53,6 +81,7 @@ class Stages(nn.Module):
         inputs: channels of the data.
         width: channels of the first block.
         depth: number of blocks.
+        activation: after each normalisation.
         stride: of the first convolution.
         masked: whether steps may be padding.
     """
@@ -64,8 +93,8 @@ class Stages(nn.Module):
         *,
         width: int,
         depth: int,
-        stride: int,
         activation: Activation,
+        stride: int = 1,
         masked: bool = False,
     ) -> None:
         super().__init__()
@@ -79,16 +108,15 @@ class Stages(nn.Module):
             _Block(places, wide[i], wide[i + 1], activation=activation, masked=masked) for i in range(depth)
         )
 
-    def forward(self, x: torch.Tensor, there_B1T: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, there_B1T: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         x = self.first(_zeroed(x, there_B1T))
         there_B1T = None if there_B1T is None else there_B1T[..., :: self._stride]
         x = self.activation(self.norm(x))
         for block in self.blocks:
             x, there_B1T = block(x, there_B1T)
-        flat_BCT = _zeroed(x, there_B1T).flatten(2)
-        if there_B1T is None:
-            return flat_BCT.mean(dim=2)
-        return flat_BCT.sum(dim=2) / there_B1T.sum(dim=2).clamp_min(1)
+        return x, there_B1T
 
 
 class _Block(nn.Module):

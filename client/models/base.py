@@ -14,8 +14,9 @@ import numpy as np
 
 from strategies.errors import RunError, SettingError
 from strategies.layout import Layout, Vector
+from strategies.sections import DataSection
 from strategies.spec import Registry
-from strategies.study import DataSection, Study
+from strategies.study import Study
 from strategies.tokens import VOCABULARIES
 
 if TYPE_CHECKING:

@@ -13,10 +13,29 @@ from simulations.datasets.base import Dataset, development_file
 if TYPE_CHECKING:
     import polars as pl
 
-COLUMNS = (
-    "status duration history purpose amount savings employment rate personal debtors residence property age plans "
-    "housing credits job dependants telephone foreign risk"
-).split()
+COLUMNS = [
+    "status",
+    "duration",
+    "history",
+    "purpose",
+    "amount",
+    "savings",
+    "employment",
+    "rate",
+    "personal",
+    "debtors",
+    "residence",
+    "property",
+    "age",
+    "plans",
+    "housing",
+    "credits",
+    "job",
+    "dependants",
+    "telephone",
+    "foreign",
+    "risk",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,22 @@ from simulations.datasets.base import Dataset, demo_table
 if TYPE_CHECKING:
     import polars as pl
 
-_PERSON = "coins child xage female educdec linc num mhi disea physlm hlthg hlthf hlthp".split()
-_SPENT = "meddol outpdol drugdol inpdol totadm mdvis notmdvis mentvis".split()
+_PERSON = [
+    "coins",
+    "child",
+    "xage",
+    "female",
+    "educdec",
+    "linc",
+    "num",
+    "mhi",
+    "disea",
+    "physlm",
+    "hlthg",
+    "hlthf",
+    "hlthp",
+]
+_SPENT = ["meddol", "outpdol", "drugdol", "inpdol", "totadm", "mdvis", "notmdvis", "mentvis"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,26 +143,36 @@ def _calibrate(
             return _pld_compose(events, delta, "add-or-remove-one", _COARSE)
         return _pld_epsilon(events, delta, "add-or-remove-one")
 
-    near = _first(lambda ticks: cost(ticks, coarse=True) <= target, start=unit, step=unit)  # the quicker grid
-    return float(_first(lambda ticks: cost(ticks, coarse=False) <= target, start=near, step=1) / unit)
+    near = _first(lambda ticks: cost(ticks, coarse=True), target, start=unit)  # the quicker grid
+    return float(_first(lambda ticks: cost(ticks, coarse=False), target, start=near) / unit)
 
 
-def _first(fits: Callable[[int], bool], *, start: int, step: int) -> int:
-    """Return the smallest positive whole number that fits: strides that double away from `start`, then bisection."""
-    low, high = start - step, start
-    if fits(start):
-        while low > 0 and fits(low):
-            step *= 2
-            low, high = low - step, low
-    else:
-        low, high = start, start + step
-        while not fits(high):
-            step *= 2
-            low, high = high, high + step
-    low = max(low, 0)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
+def _first(cost: Callable[[int], float], target: float, *, start: int) -> int:
+    """Return the smallest positive whole number whose cost, which falls, is at most the target.
+
+    Costs fall about like a power, so the next number to try is where the line through the two nearest ones in
+    logarithms meets the target, then its neighbour on the other side; every fourth is the middle, which bounds the
+    number of tries.
+    """
+    low, high, above, below = 0, 0, math.inf, 0.0  # low is too small (cost `above`), high is enough (cost `below`)
+    tried, at = 0, start
+    while high == 0 or high - low > 1:
+        value = cost(at)
+        enough = value <= target
+        low, above, high, below = (low, above, at, value) if enough else (at, value, high, below)
+        tried += 1
+        if high == 0:
+            at = math.ceil(low * min(max(value / target, 1.0 + 2.0**-16), 4.0)) + 1
+        elif tried % 4 == 0:
+            at = (low + high) // 2
+        elif low == 0:
+            at = math.floor(high * min(max(value / target, 0.25), 1.0 - 2.0**-16))
+        elif tried % 2 == 1 and high - low < 64:
+            at = high - 1 if enough else low + 1
+        else:
+            share = math.log(above / target) / math.log(above / below) if 0 < below < above < math.inf else 0.5
+            at = round(low * (high / low) ** share)
+        at = max(low + 1, at if high == 0 else min(high - 1, at))
     return high
 
 

@@ -1,0 +1,108 @@
+"""The results table: its rows are real runs, its numbers are those runs' mean and standard deviation."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from simulations.sweep import Row, Table, markdown, shown, sweep, write
+from strategies.study import override
+
+STUDY = """
+[study]
+name = "small"
+task = "classification"
+rounds = 1
+[data]
+kind = "tabular"
+target = "label"
+[data.features]
+a = { type = "numeric", min = -3, max = 3 }
+[model]
+name = "logistic()"
+[training]
+sampling_rate = 0.5
+steps = 2
+[privacy]
+noise_multiplier = 2.0   # replaced in every row
+[evaluation]
+metrics = ["accuracy", "brier"]
+[simulation]
+dataset = "records.csv"
+silos = 3
+partition = "iid"
+"""
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, Path, list[str]]:
+    folder = tmp_path_factory.mktemp("sweep")
+    a = np.random.default_rng(0).normal(size=120)
+    pl.DataFrame({"a": a, "label": np.where(a > 0, "yes", "no")}).write_csv(folder / "records.csv")
+    (folder / "study.toml").write_text(STUDY)
+    told: list[str] = []
+    table = sweep(
+        str(folder / "study.toml"),
+        epsilons=(1.0, 8.0),
+        seeds=(1, 2),
+        overrides={},
+        out=folder / "runs",
+        tell=told.append,
+    )
+    return table, folder, told
+
+
+def test_the_rows_go_from_pooled_to_the_smallest_epsilon(swept: tuple[Table, Path, list[str]]) -> None:
+    table, _, told = swept
+    assert [row.setting for row in table.rows] == [
+        "pooled, no privacy",
+        "best lone silo, no privacy",
+        "federated, no privacy",
+        "federated, epsilon 8",
+        "federated, epsilon 1",
+    ]
+    assert [row.epsilon for row in table.rows] == [None, None, None, 8.0, 1.0]
+    assert len(told) == 6 and table.seeds == (1, 2) and table.metrics == ("accuracy", "brier")
+
+
+def test_every_number_is_that_of_a_run(swept: tuple[Table, Path, list[str]]) -> None:
+    table, folder, _ = swept
+    reports = [json.loads(path.read_text()) for path in (folder / "runs").glob("small-*/report.json")]
+    assert len(reports) == 6
+    for row in table.rows[2:]:
+        mine = [r for r in reports if r["privacy"]["target_epsilon"] == row.epsilon]
+        assert sorted(r["metrics"]["accuracy"] for r in mine) == sorted(row.values["accuracy"])
+        assert row.mean["accuracy"] == pytest.approx(statistics.fmean(row.values["accuracy"]))
+        assert row.sd["brier"] == pytest.approx(statistics.stdev(row.values["brier"]))
+    assert all(
+        r["silos"][0]["epsilon"] <= r["privacy"]["target_epsilon"] for r in reports if r["privacy"]["target_epsilon"]
+    )
+
+
+def test_the_files_hold_the_table(swept: tuple[Table, Path, list[str]], tmp_path: Path) -> None:
+    table, _, _ = swept
+    folder = write([table, table], tmp_path)
+    (first, second) = json.loads((folder / "table.json").read_text())
+    assert first == second and [row["setting"] for row in first["rows"]] == [row.setting for row in table.rows]
+    assert (folder / "table.md").read_text().count("| federated, epsilon 1 |") == 2
+    assert (folder / "utility.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_metric_that_a_seed_does_not_define_has_no_mean() -> None:
+    values = {"auroc": [0.9, None], "brier": [0.2, 0.1]}
+    row = Row(
+        setting="x", epsilon=None, mean={"auroc": None, "brier": 0.15}, sd={"auroc": None, "brier": 0.07}, values=values
+    )
+    table = Table(study="s", model="m()", delta=1e-5, unit="u", metrics=("auroc", "brier"), seeds=(1, 2), rows=(row,))
+    assert "| x | - | 0.150 ± 0.070 |" in markdown(table)
+    assert shown(Row(setting="x", epsilon=None, mean={"a": 0.5}, sd={"a": None}, values={}), "a") == "0.500"
+
+
+def test_an_override_without_a_value_removes_the_key() -> None:
+    text = override(STUDY, {"privacy.noise_multiplier": None, "privacy.epsilon": 3.0, "privacy.delta": None})
+    assert "noise_multiplier" not in text and "epsilon = 3.0" in text and "delta" not in text
