@@ -107,7 +107,7 @@ def _of_answers(layout: CountLayout, parts: Mapping[str, Floats], deviation: flo
 def _table(layout: CountLayout, cells: Floats, number: float) -> tuple[Floats, ...]:
     """Return the four cells of each question, none of them negative."""
     if not layout.one_of_many:
-        sound = np.stack([_nearest(row, max(row.sum(), 0.0)) for row in cells])
+        sound = np.stack([_nearest(row, number) for row in cells])  # every record answers every question
         return sound[:, 0], sound[:, 1], sound[:, 2], sound[:, 3]
     actual = _nearest(cells[:, [0, 2]].ravel(), number).reshape(-1, 2)
     false_pos = _nearest(cells[:, 1], float(actual[:, 1].sum()))

@@ -25,13 +25,24 @@ from client.training.gradients import clipped_sum, mean_gradient
 from client.training.losses import row_loss
 from strategies.errors import SettingError
 
-SMALL = {"mlp": "mlp(hidden=[7, 3])"}
-SPECS = [SMALL.get(name, name) for name in MODELS.names()]
+SMALL = {"mlp": "mlp(hidden=[7, 3])", "ft_transformer": "ft_transformer(width=8, depth=1, heads=2)"}
+SPECS = [SMALL.get(name, name) for name in MODELS.names() if "tabular" in MODELS.member(name).kinds]
 WIDTH = 6
 SHAPES = {
     "two classes": Shape(inputs=(WIDTH,), outputs=1, task="classification"),
     "three classes": Shape(inputs=(WIDTH,), outputs=3, task="classification"),
     "regression": Shape(inputs=(WIDTH,), outputs=1, task="regression"),
+}
+OTHERS = {  # every architecture that takes no tables
+    "cnn(width=4, depth=2)": Shape(inputs=(1, 8, 8), outputs=3, task="classification", kind="images"),
+    "vit(width=8, depth=1, heads=2)": Shape(inputs=(1, 8, 8), outputs=3, task="classification", kind="images"),
+    "cnn1d(width=4, depth=2)": Shape(inputs=(20, 3), outputs=3, task="classification", kind="signals"),
+    "lstm(hidden=6)": Shape(inputs=(9, 4), outputs=3, task="classification", kind="sequences"),
+    "gru(hidden=6, bidirectional=true)": Shape(inputs=(9, 4), outputs=3, task="classification", kind="sequences"),
+    "transformer(width=8, depth=1, heads=2)": Shape(inputs=(9, 4), outputs=3, task="classification", kind="sequences"),
+    "text_transformer(width=8, depth=1, heads=2)": Shape(
+        inputs=(9,), outputs=3, task="classification", kind="text", vocabulary=20
+    ),
 }
 LOOSE = 1 + 1e-5  # what rounding may add to a sensitivity
 
@@ -45,6 +56,10 @@ def model_of(spec: str, shape: Shape) -> nn.Module:
 def rows_of(shape: Shape, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     random = np.random.default_rng(0)
     x = torch.from_numpy(random.normal(0, 1.5, (count, *shape.inputs)).astype(np.float32))
+    if shape.kind == "text":
+        x = torch.from_numpy(random.integers(0, shape.vocabulary, (count, *shape.inputs)))
+    if shape.masked:
+        x[..., -1] = torch.arange(shape.inputs[0]) < torch.from_numpy(random.integers(0, 10, (count, 1)))
     if shape.task == "regression":
         return x, torch.from_numpy(random.normal(0, 2, count).astype(np.float32))
     return x, torch.from_numpy(random.integers(0, max(shape.outputs, 2), count))
@@ -171,6 +186,25 @@ def test_sensitivity_with_weights_that_blow_up_rounding(
         assert largest_change(module, shape, batch, units, 1.0) <= LOOSE
 
 
+def test_every_architecture_is_bounded_here() -> None:
+    assert set(MODELS.names()) == {spec.split("(")[0] for spec in (*SPECS, *OTHERS)}
+
+
+@pytest.mark.parametrize("scale", [0.5, 5.0, 500.0])
+@pytest.mark.parametrize("units", [np.arange(19), np.arange(19) % 5], ids=["one row a unit", "four rows a unit"])
+@pytest.mark.parametrize("spec", OTHERS)
+def test_the_sensitivity_of_every_architecture(
+    spec: str, units: np.ndarray, scale: float, scaled: Callable[..., int]
+) -> None:
+    """Large weights blow rounding up: a kernel whose result for a row depended on the other rows would show."""
+    shape = OTHERS[spec]
+    for seed in range(scaled(20)):
+        module = build(MODELS.resolve(spec), shape, 0)
+        random = np.random.default_rng(seed)
+        load_weights(module, random.normal(0, scale, layout_of(module).size).astype(np.float32))
+        assert largest_change(module, shape, rows_of(shape, len(units)), units, 0.7) <= 0.7 * LOOSE
+
+
 def test_the_mean_of_largest_finite_rows_stays_finite(scaled: Callable[..., int]) -> None:
     """Found: the float32 mean of 10 rows at the largest finite value is infinite, and infinity times 0 is NaN."""
     shape = SHAPES["regression"]
@@ -251,3 +285,38 @@ def test_batch_norm_is_refused(mixing: nn.Module) -> None:
 
     with pytest.raises(SettingError, match=f"'1.0' is {type(mixing).__name__}, which mixes the records"):
         build(Mixing(), SHAPES["two classes"], 0)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 7, 100])
+def test_portions_are_whole_units_and_every_row_comes_once(most: int) -> None:
+    random = np.random.default_rng(most)
+    units = np.repeat(random.permutation(12), random.integers(1, 5, 12))
+    units = units[random.permutation(len(units))]
+    portions = list(gradients._portions(units, most))
+    np.testing.assert_array_equal(np.sort(np.concatenate(portions)), np.arange(len(units)))
+    owners = [set(units[rows]) for rows in portions]
+    assert sum(map(len, owners)) == 12  # no unit is in two
+    assert all(len(rows) <= most or len(owner) == 1 for rows, owner in zip(portions, owners, strict=True))
+    assert list(gradients._portions(np.zeros(0, np.int64), most)) == []
+
+
+def test_a_sum_in_portions_is_the_sum_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)), torch.randn(40, 6)
+    y, units = torch.randint(0, 2, (40,)), np.arange(40) // 3
+    loss = row_loss(Shape.of(inputs=(6,), classes=2, task="classification"))
+    whole = clipped_sum(model, loss, (x, y), units, 0.5)
+    monkeypatch.setattr(gradients, "_VALUES_AT_ONCE", 1)
+    np.testing.assert_allclose(clipped_sum(model, loss, (x, y), units, 0.5), whole, rtol=1e-6, atol=1e-9)
+
+
+def test_a_pass_of_somebody_else_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Sequential(nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 1)), torch.randn(9, 6)
+    y, units = torch.randint(0, 2, (9,)), np.arange(9)
+    loss = row_loss(Shape.of(inputs=(6,), classes=2, task="classification"))
+    before = clipped_sum(model, loss, (x, y), units, 1.0)
+    model(x)  # a graph that nobody goes back through
+    after = clipped_sum(model, loss, (x, y), units, 1.0)
+    assert after.any()
+    np.testing.assert_allclose(after, before, rtol=1e-5)
+    with pytest.raises(RuntimeError, match="training mode"):
+        clipped_sum(model.eval(), loss, (x, y), units, 1.0)

@@ -73,7 +73,9 @@ def test_no_call_that_runs_foreign_bytes(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            assert name not in {"eval", "exec", "torch.load", "yaml.load", "np.load", "numpy.load"}, name
+            assert name not in {"eval", "exec", "torch.load", "yaml.load"}, name
+            if name in ("np.load", "numpy.load"):
+                assert "allow_pickle=False" in ast.unparse(node), "arrays only, and said so"
             assert not any(keyword.arg == "shell" for keyword in node.keywords)
 
 

@@ -469,6 +469,12 @@ BROKEN: dict[str, tuple[str, pl.DataFrame, dict[str, Any], str]] = {
         {},
         "column 'hour', row 3: '2024-01-01' is no time",
     ),
+    "later": (
+        ROWS,
+        changed(hour=["1", "2", "3", "4", "2024-01-01", "2024-01-02"]),
+        {},
+        "column 'hour', row 5: '2024-01-01' is no time here",
+    ),
     "dates": (
         ROWS,
         changed(hour=["2024-01-01"] * 5 + ["2024-02-30"]),
@@ -481,9 +487,9 @@ BROKEN: dict[str, tuple[str, pl.DataFrame, dict[str, Any], str]] = {
     "label": (ROWS, changed(died=[1, 0, 1, None, 0, 0]), {}, "target column 'died', row 4: the value is missing"),
     "value": (
         EVENTS,
-        events_of(FRAME).with_columns(value=pl.Series(["1"] * 4 + ["five"] + ["slow"] * 7)),
+        events_of(FRAME)[::-1].with_columns(value=pl.Series(["slow"] * 8 + ["five"] + ["1"] * 3)),
         {},
-        "column 'value', row 5: 'five' is no number",
+        "column 'value', row 9: 'five' is no number",
     ),
     "no event": (
         EVENTS,

@@ -180,7 +180,8 @@ def test_large_arrays_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     x = draw.normal(0, 0.5, (50, 6, 2)).astype(np.float32)
     x[draw.random(x.shape) < 0.1] = NAN
     path = npz(tmp_path, X=x, y=["no"] * 50, lengths=draw.integers(0, 7, 50))
-    small = load(path, study()).x
+    whole = load(path, study())
+    small = whole.x
     monkeypatch.setattr(records, "IN_MEMORY_BYTES", 100)
     monkeypatch.setattr("client.data.listed._VALUES_AT_ONCE", 25)
     loaded = load(path, study())
@@ -190,7 +191,7 @@ def test_large_arrays_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows = torch.tensor([49, 3, 3, 0])
     assert torch.equal(large[rows], small[rows]) and torch.equal(large[rows], large[rows])
     assert large[torch.zeros(0, dtype=torch.int64)].shape == (0, 4, 2)  # a sampled batch may be empty
-    assert loaded.notes == load(path, study()).notes != ()
+    assert loaded.notes == whole.notes != ()
 
 
 # --- files --------------------------------------------------------------------------------------------------

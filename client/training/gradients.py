@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ _SHRINK = 1.0 - 2.0**-20  # rounding of the float32 sum can never lift a unit ab
 # bit up until one unit's presence moves the clipped gradients of others. So batches are filled up to whole tiles, and
 # each row draws its place modulo 4 by itself: what a row contributes then has no way to depend on the other rows.
 _TILE_ROWS, _LANES = 16, 4
+_VALUES_AT_ONCE = 2**25  # of per-row gradients held at once: 128 MiB
 
 
 def clipped_sum(
@@ -48,9 +49,30 @@ def clipped_sum(
         (d,) float64, in the order of the model's layout.
     """
     x, y = batch
-    layout = layout_of(model)
-    if len(x) == 0:
-        return np.zeros(layout.size)
+    size = layout_of(model).size
+    total = np.zeros(size)
+    for rows in _portions(unit_of_row, max(_TILE_ROWS, _VALUES_AT_ONCE // size)):
+        some = torch.from_numpy(rows).to(x.device)
+        total += _clipped_portion(model, loss, (x[some], y[some]), unit_of_row[rows], clip_norm)
+    return total
+
+
+def _portions(unit_of_row: NDArray[np.int64], most: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of whole units, about `most` at a time, so that memory does not grow with the batch."""
+    order = np.argsort(unit_of_row, kind="stable")
+    ends = np.flatnonzero(np.diff(unit_of_row[order], append=np.iinfo(np.int64).min)) + 1
+    start = 0
+    while start < len(order):
+        fitting = np.searchsorted(ends, start + most, side="right") - 1
+        stop = int(ends[max(fitting, np.searchsorted(ends, start, side="right"))])
+        yield order[start:stop]
+        start = stop
+
+
+def _clipped_portion(
+    model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: NDArray[np.int64], clip_norm: float
+) -> NDArray[np.float64]:
+    x, y = batch
     per_row_NP = _per_row_gradients(model, loss, x, y)
     finite_N = torch.isfinite(per_row_NP).all(dim=1)
     per_row_NP = torch.where(finite_N[:, None], per_row_NP, 0.0)
@@ -60,7 +82,7 @@ def clipped_sum(
         per_unit_UP = per_row_NP  # one row a unit: the mean is the row, and the order of a sum is free
     else:
         counts_U = torch.bincount(place_N, minlength=len(units)).to(per_row_NP.dtype)
-        per_unit_UP = per_row_NP.new_zeros(len(units), layout.size)
+        per_unit_UP = per_row_NP.new_zeros(len(units), per_row_NP.shape[1])
         per_unit_UP.index_add_(0, place_N, per_row_NP / counts_U[place_N, None])
         finite_U = torch.isfinite(per_unit_UP).all(dim=1)  # the mean of the largest finite values may overflow
         per_unit_UP = torch.where(finite_U[:, None], per_unit_UP, 0.0)
@@ -86,22 +108,30 @@ def mean_gradient(model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: ND
 
 
 def _per_row_gradients(model: nn.Module, loss: RowLoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    if not model.training:
+        raise RuntimeError("gradients of a row are known in training mode alone; call model.train() before")
     hooked = model.__dict__.get("_hooked")
     if hooked is None:  # kept by the model, past torch's registry of parts, so that both go together
         hooked = model.__dict__["_hooked"] = GradSampleModule(model, loss_reduction="sum")
     hooked.zero_grad(set_to_none=True)
     place_N = torch.from_numpy(_places(_random_lanes(len(x)))).to(x.device)
     x, y = _spread(x, place_N), _spread(y, place_N)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        loss(hooked(x), y).sum().backward()
+    hooked.enable_hooks()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            loss(hooked(x), y).sum().backward()
+    finally:
+        hooked.disable_hooks()  # a pass of somebody else would leave activations that the next one waits for
     parameters = dict(model.named_parameters())
     rows = []
     for slot in layout_of(model).slots:
         parameter = parameters[slot.name]
         sample = getattr(parameter, "grad_sample", None)
         rows.append(
-            x.new_zeros(len(place_N), slot.size) if sample is None else sample.reshape(len(x), slot.size)[place_N]
+            parameter.new_zeros(len(place_N), slot.size)
+            if sample is None
+            else sample.reshape(len(x), slot.size)[place_N]
         )
         parameter.grad_sample = None  # type: ignore[attr-defined]
         parameter.grad = None
