@@ -18,7 +18,7 @@ from strategies.counts import CountLayout, Floats
 
 Metrics = dict[str, float | None]
 Histograms = list[tuple[Floats, Floats]]
-_DEVIATIONS = 4.0  # a count is taken for one only when it stands this many deviations of its noise above zero
+_DEVIATIONS = 20.0  # of its noise that a denominator must have: shares of it are then good to about a twentieth
 _COARSEST = 0.1  # resolution beyond which a ranking metric says nothing
 _LEAST_SPREAD = 2.0**-20  # squared, a record: below it, the grid of the counts would show in R²
 
@@ -70,7 +70,7 @@ def _sound(value: float | None) -> float | None:
 
 
 def _there(number: float, deviation: float, entries: float) -> bool:
-    """Whether a sum of `entries` counts is surely above zero."""
+    """Whether a sum of `entries` counts is above zero, and large beside its noise."""
     return bool(number > _DEVIATIONS * deviation * math.sqrt(entries))
 
 

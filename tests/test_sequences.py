@@ -487,7 +487,7 @@ BROKEN: dict[str, tuple[str, pl.DataFrame, dict[str, Any], str]] = {
     "label": (ROWS, changed(died=[1, 0, 1, None, 0, 0]), {}, "target column 'died', row 4: the value is missing"),
     "value": (
         EVENTS,
-        events_of(FRAME)[::-1].with_columns(value=pl.Series(["slow"] * 8 + ["five"] + ["1"] * 3)),
+        events_of(FRAME)[::-1].with_columns(value=pl.Series(["slow"] * 6 + ["1", "1", "five", "1", "1", "1"])),
         {},
         "column 'value', row 9: 'five' is no number",
     ),
