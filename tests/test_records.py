@@ -19,7 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.data import records, tables, tabular
+from client.data import records, schema, tables, tabular
 from client.data.arrays import open_arrays
 from client.data.records import (
     DiskRows,
@@ -390,3 +390,15 @@ def test_memory_does_not_grow_with_the_file(full_tier: bool, tmp_path: Path) -> 
     loaded, grown = done.stdout.split()
     assert int(loaded) == rows and float(grown) < limit
     assert float(grown) > 20  # it was measured at all
+
+
+def test_codes_of_many_repeated_values_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    for series in (
+        pl.Series(random.choice(["1", "1.0", "2", "NA", "x", None, "True"], 400).tolist(), dtype=pl.String),
+        pl.Series(random.choice([1.0, 2.0, float("nan"), 3.5], 400)),
+    ):
+        at_once = schema.codes_of(series, ["1", 2, "x", True])
+        monkeypatch.setattr(schema, "_MANY", 10)
+        np.testing.assert_array_equal(schema.codes_of(series, ["1", 2, "x", True]), at_once)
+        monkeypatch.undo()

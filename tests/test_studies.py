@@ -179,9 +179,7 @@ def test_models_are_listed_with_counted_parameters() -> None:
 
 
 def test_only_counting_parameters_loads_torch() -> None:
-    code = (
-        "import sys; from simulations.listing import KINDS, rows; [rows(k) for k in KINDS]; print('torch' in sys.modules)"
-    )
+    code = "import sys; from simulations.listing import KINDS, rows; [rows(k) for k in KINDS]; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+import pyarrow
+
 from client.data import images, sequences, signals, tabular, text
 from client.data.records import Loaded, Records, split
 from strategies.study import Study
@@ -41,4 +43,5 @@ def load(path: Path, study: Study, rename: Mapping[str, str], scratch: Path) -> 
         DataError: the files do not fit the study; the sentence names file or row and never leaves the silo.
     """
     loaded = LOADERS[study.file.data.kind](path, study, rename, scratch)
+    pyarrow.default_memory_pool().release_unused()
     return split(loaded, seed=study.file.study.seed, test_share=study.file.data.test_share)

@@ -121,12 +121,24 @@ def encode_codes(codes: NDArray[np.int64], feature: CategoricalFeature) -> Encod
     return _with_indicator(columns, missing | outside, int(missing.sum()), int(outside.sum()), feature)
 
 
+_MANY = 10_000
+
+
 def codes_of(series: pl.Series, values: Sequence[object]) -> NDArray[np.int64]:
     """Return the position of each row's value among `values`, or `MISSING`, or `OUTSIDE` for none of them.
 
     A value written exactly as in the study is that value, even where it reads like a missing one ("None"); else
     numbers are compared as numbers and truth values as such, however they are spelt (1, 1.0; true, True).
     """
+    if len(series) > _MANY and series.n_unique() <= len(series) // 4:  # each value once, where they repeat
+        unique = series.unique()
+        places = pl.DataFrame({"value": unique, "place": codes_of(unique, values)})
+        found = (
+            series.alias("value")
+            .to_frame()
+            .join(places, on="value", how="left", nulls_equal=True, maintain_order="left")
+        )
+        return found["place"].to_numpy()
     exact = {value: place for place, value in enumerate(values) if isinstance(value, str)}
     usual = _usual(pl.Series(class_texts(tuple(values)), dtype=pl.String))
     spelt = {text: place for place, text in reversed(list(enumerate(usual.to_list())))}

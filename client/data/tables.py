@@ -147,7 +147,7 @@ def _read(path: Path, names: Sequence[str], columns: list[str]) -> Iterator[pl.D
 
 
 def _read_options() -> Any:
-    return pa.csv.ReadOptions(block_size=_BLOCK_BYTES)
+    return pa.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False)  # memory does not depend on the machine
 
 
 def _parse_options() -> Any:

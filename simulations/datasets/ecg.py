@@ -1,4 +1,4 @@
-"""Synthetic (healthcare): 12,000 heart beats of 3,000 patients in four hospitals, 30 % of them abnormal.
+"""Synthetic (healthcare): 12,000 heart beats of 6,000 patients in four hospitals, 30 % of them abnormal.
 
 Beats are sums of bell curves for the P, Q, R, S and T waves, with the places, widths and heights of McSharry, Clifford,
 Tarassenko & Smith 2003 ("A dynamical model for generating synthetic electrocardiogram signals", table 1) as the mean;
@@ -36,8 +36,8 @@ class Ecg(Dataset):
         seed: of the records; the same seed gives the same records.
     """
 
-    patients: int = 3000
-    beats: int = 4
+    patients: int = 6000
+    beats: int = 2
     seed: int = 1
 
     def __post_init__(self) -> None:
