@@ -176,9 +176,9 @@ def test_wrong_usage_exits_2(tmp_path: Path, run: Run, arguments: tuple[str, ...
 @pytest.mark.parametrize(
     ("command", "subcommands"),
     [
-        ("fedsilo-simulate", "sweep audit bench"),
+        ("fedsilo-simulate", "audit bench"),
         ("fedsilo-server", "init enrol up run describe status stop resume report"),
-        ("fedsilo-silo", "init enrol register check approve up stop status budget report export restore predict"),
+        ("fedsilo-silo", "init enrol register check approve up stop status budget report export restore"),
         ("fedsilo-verify", "check"),
     ],
 )

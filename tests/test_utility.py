@@ -8,15 +8,12 @@ the noise varies. The smaller tier runs two seeds and asks for 0.93.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import polars as pl
-import pytest
 
-from simulations.ready import STUDIES, read_study
+from simulations.ready import read_study
 from simulations.run import simulate
 
 SEEDS = (1, 2, 3, 4, 5)
@@ -50,19 +47,3 @@ def test_the_pooled_baseline_is_a_strong_one(tmp_path: Path) -> None:
     study, base = read_study("breast-cancer", {"study.rounds": 1})
     facts = simulate(study, base, out=tmp_path).facts
     assert facts["baselines"]["pooled"]["auroc"] >= 0.975
-
-
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
-def test_bounds_cite_a_source_and_are_not_read_off_the_file(path: Path) -> None:
-    study, base = read_study(str(path), {})
-    from simulations.sources import read_dataset
-
-    frame = read_dataset(study, base).frame
-    for name, feature in tomllib.loads(study.text)["data"]["features"].items():
-        if feature["type"] == "numeric":
-            assert feature.get("source"), f"{name} cites no source"
-            values = frame[name].cast(pl.Float64, strict=False).drop_nulls()
-            for bound, seen in ((feature["min"], values.min()), (feature["max"], values.max())):
-                # a natural zero, a percentage or a code has its end by definition
-                natural = bound in (0, 1, 100)
-                assert natural or f"{bound:.4g}" != f"{seen:.4g}", f"{name}: bound {bound} is the file's own"

@@ -68,7 +68,8 @@ def load(path: Path, study: Study, rename: Mapping[str, str], scratch: Path, *, 
         arrays = open_arrays(path, scratch)
         x = _inputs(arrays, shape, study.file.data.range, path.name)
         return beside_arrays(arrays, study, rename, path.name, labelled=labelled).with_inputs(x)
-    frame = _folder(path, study) if path.is_dir() else read_index(path, rename)
+    in_folder = _folder if labelled else _every_image
+    frame = in_folder(path, study) if path.is_dir() else read_index(path, rename)
     others = beside(frame, target_columns(study, _LABEL) if labelled else [], study, path.name)
     raw, bounds = _raw(frame[PATH_COLUMN].to_list(), shape, study.file.data.range, scratch)
     return others.with_inputs(in_memory_if_small(_encoded(raw, shape, bounded(*bounds))))
@@ -181,6 +182,14 @@ def _folder(path: Path, study: Study) -> pl.DataFrame:
         return pl.DataFrame(found)
     except UnicodeEncodeError as error:
         raise DataError(f"a file of {path.name} has a name that is no UTF-8 ({error.object!a}); rename it") from None
+
+
+def _every_image(path: Path, _study: Study) -> pl.DataFrame:
+    """Return the path of every image of a folder and its sub-folders, for records that have no label yet."""
+    files = sorted(str(file.absolute()) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise DataError(f"{path} holds no images ({', '.join(SUFFIXES)}); give the folder that does")
+    return pl.DataFrame({PATH_COLUMN: files})
 
 
 def _entries(folder: Path) -> list[Path]:
