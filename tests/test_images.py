@@ -715,3 +715,9 @@ def test_real_radiographs_as_arrays_and_as_files(tmp_path: Path, data_folder: Pa
     order = np.argsort(y[:60, 0], kind="stable")
     np.testing.assert_allclose(loaded.x.numpy()[:, 0], scale(x[order]), atol=1e-6)
     assert loaded.y.tolist() == y[order, 0].tolist()
+
+
+def test_inputs_have_the_usual_strides(tmp_path: Path) -> None:
+    """Found: an axis of length one may have any stride, and torch takes stride 1 for another memory order."""
+    file = npz(tmp_path, X=np.zeros((5, 6, 7), np.uint8), y=np.arange(5) % 2)
+    assert load(file, study(data__shape=[6, 7, 1], data__classes=[0, 1])).x.stride() == (42, 42, 7, 1)

@@ -7,6 +7,7 @@ Oracles: torch's own state dict, autograd on one row at a time, a problem whose 
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -537,3 +538,20 @@ def test_defaults_are_small(spec: str, kind: str, inputs: tuple[int, ...]) -> No
     """Noise grows with the number of weights."""
     shape = replace(KINDS[kind], inputs=inputs)
     assert 15_000 < layout_of(build(MODELS.resolve(spec), shape, 0)).size < 60_000
+
+
+CRASH = """
+import numpy as np, torch
+from client.models.base import MODELS, Shape, build
+torch.set_num_threads(1)
+module = build(MODELS.resolve("cnn(width=4)"), Shape(inputs=(1, 64, 64), outputs=1, task="regression", kind="images"), 0)
+for count in range(60, 72):
+    module(torch.randn(count, 64, 64, 1).permute(0, 3, 1, 2)).sum().backward()
+print("whole")
+"""
+
+
+def test_one_channel_in_any_memory_order_is_safe() -> None:
+    """Found: images of one channel whose channel has stride 1 made torch's backward pass corrupt memory."""
+    done = subprocess.run([sys.executable, "-c", CRASH], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "whole", done.stderr

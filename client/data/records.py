@@ -241,7 +241,9 @@ class Encoded:
         import torch
 
         wanted = positions(rows, len(self))
-        return torch.from_numpy(np.ascontiguousarray(self._encode(self._raw[wanted], wanted)))
+        rows_as_read = torch.from_numpy(np.ascontiguousarray(self._encode(self._raw[wanted], wanted)))
+        # the strides of an axis of length one are free: a clone has the usual ones, which kernels take for granted
+        return rows_as_read.clone(memory_format=torch.contiguous_format)
 
 
 def in_memory_if_small(inputs: Inputs) -> torch.Tensor | Inputs:

@@ -46,7 +46,9 @@ class OverSpace(nn.Module):
         self.head = nn.Linear(self.stages.outputs * high * wide, shape.outputs)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        features_BCHW, _ = self.stages(x_BCHW)
+        # One channel in the memory order of many (stride 1) makes torch 2.13 write past a buffer in the backward pass
+        # of small convolutions on CPU ("double free or corruption"); the usual strides do not.
+        features_BCHW, _ = self.stages(x_BCHW.clone(memory_format=torch.contiguous_format))
         out: torch.Tensor = self.head(self.pool(features_BCHW).flatten(1))
         return out
 
