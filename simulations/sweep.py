@@ -86,8 +86,11 @@ def sweep(
         FedsiloError: as a run does.
     """
     found: dict[str, list[Metrics]] = {}
+    settings = (None, *sorted(set(epsilons), reverse=True))
+    for epsilon in settings:  # what is wrong is told before the first run
+        read_study(name, {**overrides, **_privacy(epsilon)})
     for seed in seeds:
-        for epsilon in (None, *sorted(epsilons, reverse=True)):
+        for epsilon in settings:
             setting = "federated, no privacy" if epsilon is None else f"federated, epsilon {epsilon:g}"
             tell(f"{name}, seed {seed}: {setting}")
             study, base = read_study(name, {**overrides, "study.seed": seed, **_privacy(epsilon)})

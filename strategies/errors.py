@@ -103,7 +103,9 @@ class NotBuiltError(FedsiloError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Return ``; did you mean X?`` for the allowed name that looks most like `name`, or the whole list."""
+    """Return ``did you mean X?`` for the allowed name that looks most like `name`, or the whole list, if there is one."""
     names = sorted(allowed)
+    if not names:
+        return "there is none"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"allowed are {', '.join(names)}"

@@ -98,7 +98,7 @@ SHORT = {
     "card_fraud": Short(overrides={"study.rounds": 4}, metric="auroc", chance=0.5, least=0.7),
     "digits": Short(overrides={"study.rounds": 6}, metric="accuracy", chance=0.1, least=0.4),
     "rand_hie_history": Short(overrides={"study.rounds": 5}, metric="auroc", chance=0.5, least=0.7),
-    "sms_spam": Short(overrides={"study.rounds": 4}, metric="auroc", chance=0.5, least=0.7),
+    "sms_spam": Short(overrides={"study.rounds": 3, "data.shape": [24]}, metric="auroc", chance=0.5, least=0.7),
 }
 
 

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from simulations.sweep import Row, Table, markdown, shown, sweep, write
+from strategies.errors import StudyError
 from strategies.study import override
 
 STUDY = """
@@ -106,3 +107,13 @@ def test_a_metric_that_a_seed_does_not_define_has_no_mean() -> None:
 def test_an_override_without_a_value_removes_the_key() -> None:
     text = override(STUDY, {"privacy.noise_multiplier": None, "privacy.epsilon": 3.0, "privacy.delta": None})
     assert "noise_multiplier" not in text and "epsilon = 3.0" in text and "delta" not in text
+
+
+def test_what_is_wrong_is_told_before_the_first_run(tmp_path: Path) -> None:
+    told: list[str] = []
+    (tmp_path / "study.toml").write_text(STUDY)
+    with pytest.raises(StudyError, match=r"privacy.epsilon = -1"):
+        sweep(
+            str(tmp_path / "study.toml"), epsilons=(8.0, -1.0), seeds=(1,), overrides={}, out=tmp_path, tell=told.append
+        )
+    assert told == []
