@@ -103,7 +103,7 @@ class NotBuiltError(FedsiloError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Return ``did you mean X?`` for the allowed name that looks most like `name`, or the whole list, if there is one."""
+    """Return ``did you mean X?`` for the allowed name that looks most like `name`, or all of them."""
     names = sorted(allowed)
     if not names:
         return "there is none"
