@@ -91,7 +91,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, full_tier: bool) -> Callable[
         if kind not in done:
             folder = tmp_path_factory.mktemp(kind)
             data = MAKERS[kind](folder)
-            study = STUDIES[kind] if full_tier else STUDIES[kind].replace("rounds = 20", "rounds = 4")
+            study = STUDIES[kind] if full_tier else STUDIES[kind].replace("rounds = 20", "rounds = 6")
             outcome = simulate(Study.parse(study, REGISTRIES), folder, out=folder / "runs", with_baselines=False)
             done[kind] = (folder, data, outcome)
         return done[kind]
