@@ -22,6 +22,7 @@ from client.data.records import Records
 from client.ledger import Ledger
 from client.models.base import MODELS, Shape, build, layout_of, load_weights
 from client.silo import Silo
+from client.training.device import prepared
 from client.training.evaluation import evaluate
 from client.training.local import Plan
 from client.training.local import train as train_locally
@@ -170,7 +171,9 @@ def train(jobs: Sequence[Job]) -> list[Result]:
 
 def _train_one(job: Job) -> Result:
     study, shape = job.study, Shape.of_study(job.study)
-    module = build(study.model, shape, study.file.study.seed)
+    device, sentence = prepared(job.silo.settings.device)
+    job.silo.log(logging.INFO, f"run {job.manifest.run[:8]} round {job.round}: trains {sentence}")
+    module = build(study.model, shape, study.file.study.seed).to(device)
     load_weights(module, job.weights)
     seen = evaluate(module, job.records.held_out, shape, study)
     sentence = f"run {job.manifest.run[:8]} round {job.round}: model received has {_shown(seen.metrics)}"

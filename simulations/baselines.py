@@ -18,8 +18,7 @@ from torch import nn
 
 from client.data.records import Part
 from client.models.base import Shape, build, layout_of, load_weights, predict, weights_of
-from client.training.gradients import RowLoss
-from client.training.losses import row_loss
+from client.training.losses import RowLoss, row_loss
 from simulations.silos import pooled
 from strategies import metrics
 from strategies.study import Study

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
@@ -384,11 +385,13 @@ def noisy(layout: CountLayout, parts: list[Sample], noise_multiplier: float) -> 
     """What the server adds up, and the deviation of its noise."""
     released = [
         add_noise(
-            part.count(layout),
+            torch.from_numpy(part.count(layout)),
             clip_norm=layout.sensitivity,
             noise_multiplier=noise_multiplier,
             random=SecretRandom(),
-        ).astype(np.float32)
+        )
+        .numpy()
+        .astype(np.float32)
         for part in parts
     ]
     deviation = noise_multiplier * layout.sensitivity * math.sqrt(len(parts))

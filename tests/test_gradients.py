@@ -21,9 +21,17 @@ from torch import nn
 
 from client.models.base import MODELS, Model, Shape, build, layout_of, load_weights
 from client.training import gradients
-from client.training.gradients import clipped_sum, mean_gradient
 from client.training.losses import row_loss
 from strategies.errors import SettingError
+
+
+def clipped_sum(*arguments: Any) -> np.ndarray:
+    return gradients.clipped_sum(*arguments).numpy()
+
+
+def mean_gradient(*arguments: Any) -> np.ndarray:
+    return gradients.mean_gradient(*arguments).numpy()
+
 
 SMALL = {"mlp": "mlp(hidden=[7, 3])", "ft_transformer": "ft_transformer(width=8, depth=1, heads=2)"}
 SPECS = [SMALL.get(name, name) for name in MODELS.names() if "tabular" in MODELS.member(name).kinds]
@@ -76,7 +84,8 @@ def one_by_one(
     for unit in set(units.tolist()):
         mean = np.zeros_like(total)
         for row in np.flatnonzero(units == unit):
-            value = loss(module(batch[0][row : row + 1].double()), batch[1][row : row + 1])[0]
+            x_1 = batch[0][row : row + 1]
+            value = loss(module(x_1.double() if x_1.is_floating_point() else x_1), batch[1][row : row + 1])[0]
             row_gradient = torch.cat([part.reshape(-1) for part in torch.autograd.grad(value, ordered)]).numpy()
             if np.isfinite(row_gradient).all():
                 mean += row_gradient / np.count_nonzero(units == unit)
@@ -292,11 +301,14 @@ def test_portions_are_whole_units_and_every_row_comes_once(most: int) -> None:
     random = np.random.default_rng(most)
     units = np.repeat(random.permutation(12), random.integers(1, 5, 12))
     units = units[random.permutation(len(units))]
-    portions = list(gradients._portions(units, most))
-    np.testing.assert_array_equal(np.sort(np.concatenate(portions)), np.arange(len(units)))
-    owners = [set(units[rows]) for rows in portions]
-    assert sum(map(len, owners)) == 12  # no unit is in two
-    assert all(len(rows) <= most or len(owner) == 1 for rows, owner in zip(portions, owners, strict=True))
+    order, place, counts = gradients._sorted_by_unit(units)
+    portions = list(gradients._portions(counts, most))
+    assert [row for rows, _ in portions for row in range(rows.start, rows.stop)] == list(range(len(units)))
+    assert [unit for _, own in portions for unit in range(own.start, own.stop)] == list(range(12))
+    for rows, own in portions:  # no unit is in two
+        assert set(place[rows]) == set(range(own.start, own.stop))
+        assert rows.stop - rows.start <= most or own.stop - own.start == 1
+    np.testing.assert_array_equal(units[order.numpy()], np.unique(units)[place])
     assert list(gradients._portions(np.zeros(0, np.int64), most)) == []
 
 
@@ -305,7 +317,7 @@ def test_a_sum_in_portions_is_the_sum_at_once(monkeypatch: pytest.MonkeyPatch) -
     y, units = torch.randint(0, 2, (40,)), np.arange(40) // 3
     loss = row_loss(Shape.of(inputs=(6,), classes=2, task="classification"))
     whole = clipped_sum(model, loss, (x, y), units, 0.5)
-    monkeypatch.setattr(gradients, "_VALUES_AT_ONCE", 1)
+    monkeypatch.setattr(gradients, "rows_at_once", lambda model, x: 3)
     assert_close(clipped_sum(model, loss, (x, y), units, 0.5), whole)
 
 

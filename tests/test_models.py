@@ -16,6 +16,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from per_row import by_engine
 from torch import nn
 
 import client.models
@@ -31,7 +32,7 @@ from client.models.base import (
     predict,
     weights_of,
 )
-from client.training.gradients import _per_row_gradients, clipped_sum
+from client.training.gradients import clipped_sum
 from client.training.local import Plan, train
 from client.training.losses import row_loss
 from strategies.base import Aux
@@ -218,8 +219,8 @@ def test_the_gradient_of_a_row_does_not_see_the_others(case: Case) -> None:
     module, x, y = case.with_random_weights(), rows(case.shape, 6), targets(case.shape, 6)
     loss = row_loss(case.shape)
     for kept in (2, 4):
-        before = _per_row_gradients(module, loss, x, y)[kept]
-        after = _per_row_gradients(module, loss, strange(x, case.shape, kept), y)[kept]
+        before = by_engine(module, loss, x, y)[kept]
+        after = by_engine(module, loss, strange(x, case.shape, kept), y)[kept]
         assert (after - before).norm() <= 1e-5 * before.norm()
 
 
@@ -236,11 +237,11 @@ def test_gradients_per_row_are_those_of_single_rows(case: Case, task: str) -> No
         grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in module.named_parameters()}
         expected.append(torch.cat([grads[slot.name].reshape(-1) for slot in layout_of(module).slots]))
     module.zero_grad(set_to_none=True)
-    found = _per_row_gradients(module, loss, x, y)
+    found = by_engine(module, loss, x, y)
     for row in range(7):
         assert 0 < expected[row].norm() < torch.inf
         assert (found[row] - expected[row]).norm() < 1e-9 * expected[row].norm()
-    total = torch.from_numpy(clipped_sum(module, loss, (x, y), np.arange(7), clip_norm=1e9))
+    total = clipped_sum(module, loss, (x, y), np.arange(7), clip_norm=1e9)
     torch.testing.assert_close(total, torch.stack(expected).sum(0), rtol=1e-5, atol=1e-9)
 
 
@@ -250,7 +251,7 @@ def test_a_row_of_zeros_has_a_finite_gradient(case: Case) -> None:
     case = case.task("four classes")
     for module in (case.built(), case.with_random_weights()):
         x, y = torch.zeros_like(rows(case.shape, 2)), targets(case.shape, 2)
-        assert _per_row_gradients(module, row_loss(case.shape), x, y).isfinite().all()
+        assert by_engine(module, row_loss(case.shape), x, y).isfinite().all()
 
 
 @torch.no_grad()
@@ -264,7 +265,7 @@ def test_what_stands_at_padding_has_no_influence(case: Case) -> None:
     case = case.task("four classes")
     module, x, y = case.with_random_weights(), rows(case.shape, 7), targets(case.shape, 7)
     loss = row_loss(case.shape)
-    out, gradients = _outputs(module, x), _per_row_gradients(module, loss, x, y)
+    out, gradients = _outputs(module, x), by_engine(module, loss, x, y)
     if case.shape.kind == "text":
         tables = [part for part in module.modules() if isinstance(part, nn.Embedding)]
         (words,) = [part for part in tables if part.num_embeddings == case.shape.vocabulary]
@@ -275,7 +276,7 @@ def test_what_stands_at_padding_has_no_influence(case: Case) -> None:
         noise = torch.from_numpy(np.random.default_rng(3).normal(0, 1e3, (*x.shape[:2], x.shape[2] - 1)))
         x[..., :-1] = torch.where(padding[..., None], noise.float(), x[..., :-1])
     torch.testing.assert_close(_outputs(module, x), out, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(_per_row_gradients(module, loss, x, y), gradients, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(by_engine(module, loss, x, y), gradients, rtol=1e-5, atol=1e-6)
 
 
 @every_padded_case
@@ -293,7 +294,7 @@ def test_more_padding_has_no_influence(case: Case, more: int) -> None:
     padded = torch.cat([x, x.new_zeros(7, more, *rest)], dim=1)
     torch.testing.assert_close(_outputs(other, padded), _outputs(module, x), rtol=1e-5, atol=1e-6)
     loss = row_loss(case.shape)
-    before, after = _per_row_gradients(module, loss, x, y), _per_row_gradients(other, loss, padded, y)
+    before, after = by_engine(module, loss, x, y), by_engine(other, loss, padded, y)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from client.training.noise import GRID, SecretRandom, add_noise
+from client.training.noise import GRID, ROUNDING, SecretRandom, add_noise
 
 FALSE_ALARM = 1e-9  # of each statistical test: one in a billion runs fails by chance
 CLIP = 0.3
@@ -26,12 +26,13 @@ CLIP = 0.3
 class Ones(SecretRandom):
     """A source whose normal values are all 1: what `add_noise` makes of it is the scale itself."""
 
-    def normal(self, count: int) -> np.ndarray:
-        return np.ones(count)
+    def normal(self, count: int, deviation: float = 1.0) -> np.ndarray:
+        return np.full(count, deviation)
 
 
 def noise(count: int, multiplier: float, source: SecretRandom | None = None) -> np.ndarray:
-    return add_noise(np.zeros(count), clip_norm=CLIP, noise_multiplier=multiplier, random=source or SecretRandom())
+    total = torch.zeros(count, dtype=torch.float64)
+    return add_noise(total, clip_norm=CLIP, noise_multiplier=multiplier, random=source or SecretRandom()).numpy()
 
 
 def accepts_normal(values: np.ndarray, deviation: float) -> bool:
@@ -50,19 +51,20 @@ def test_noise_is_gaussian_with_the_stated_deviation(multiplier: float, scaled: 
 def test_the_deviation_pays_for_the_grid(size: int) -> None:
     """Rounding a sum to a grid of step g moves it by at most sqrt(d) g / 2 in L2, two sums apart by sqrt(d) g."""
     step, multiplier = GRID * CLIP, 4096.0
-    deviation = multiplier * (CLIP + math.sqrt(size) * step)
+    deviation = multiplier * (CLIP * (1 + ROUNDING) + math.sqrt(size) * step)
     values = noise(size, multiplier, Ones())
     np.testing.assert_allclose(values, deviation, rtol=0, atol=step / 2)
     if size > 1:  # the excess is visible on the grid: without it the value would be another
-        assert abs(values[0] - multiplier * CLIP) > step
+        assert abs(values[0] - multiplier * CLIP * (1 + ROUNDING)) > step
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
 def test_the_output_is_on_the_grid_and_near_the_sum(values: list[float], clip_norm: float, multiplier: float) -> None:
     total = np.array(values)
-    steps = add_noise(total, clip_norm=clip_norm, noise_multiplier=multiplier, random=SecretRandom()) / (
-        GRID * clip_norm
+    released = add_noise(
+        torch.from_numpy(total), clip_norm=clip_norm, noise_multiplier=multiplier, random=SecretRandom()
     )
+    steps = released.numpy() / (GRID * clip_norm)
     np.testing.assert_allclose(steps, np.rint(steps), rtol=1e-15, atol=0)
     away = steps * GRID * clip_norm - total
     assert np.abs(away).max() <= 40 * multiplier * clip_norm + GRID * clip_norm  # 40 deviations: never by chance

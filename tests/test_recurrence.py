@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from per_row import by_engine
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from client.models._recurrence import Cell, Stack, from_torch, to_torch
 from client.models.base import MODELS, Shape, build, layout_of
-from client.training.gradients import _per_row_gradients
 
 INPUTS, HIDDEN, STEPS = 3, 4, 7
 LENGTHS = torch.tensor([7, 1, 4, 7, 2, 6])
@@ -117,7 +117,7 @@ def test_gradients_per_row_are_those_of_torch_on_each_record(cell: Cell, pool: s
     oracle.load_state_dict(to_torch(stack))
     x = data()
     x[..., -1] = (torch.arange(STEPS) < LENGTHS[:, None]).double()
-    rows = _per_row_gradients(module, lambda out, y: 0.5 * (out[:, 0] - y) ** 2, x, torch.arange(6.0).double())
+    rows = by_engine(module, lambda out, y: 0.5 * (out[:, 0] - y) ** 2, x, torch.arange(6.0).double())
     slots = layout_of(module).slots
     for row, (record, length) in enumerate(zip(x, LENGTHS, strict=True)):
         out, last = packed(oracle, record[None], length[None])

@@ -358,7 +358,7 @@ def farewell(silo: Silo, **changes: Any) -> wire.Farewell:
 
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise that is nothing, so that the counts behind it can be compared."""
-    monkeypatch.setattr(SecretRandom, "normal", lambda self, count: np.zeros(count))
+    monkeypatch.setattr(SecretRandom, "normal", lambda self, count, deviation: np.zeros(count))
 
 
 def own_counts(silo: Silo, weights: np.ndarray) -> np.ndarray:

@@ -74,7 +74,7 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Sizes of all noise draws."""
     sizes: list[int] = []
     normal = SecretRandom.normal
-    monkeypatch.setattr(SecretRandom, "normal", lambda self, count: sizes.append(count) or normal(self, count))
+    monkeypatch.setattr(SecretRandom, "normal", lambda self, *more: sizes.append(more[0]) or normal(self, *more))
     yield sizes
 
 

@@ -13,12 +13,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from per_row import by_engine
 from torch import nn
 from torch.nn import functional as F
 
 from client.models._encoder import Attention, Block, FeatureTokens, StepTokens, WordTokens, patches
 from client.models.base import MODELS, Shape, build, layout_of, load_weights
-from client.training.gradients import _per_row_gradients, clipped_sum
+from client.training.gradients import clipped_sum
+from client.training.layers import has_closed_form
 from strategies.errors import SettingError
 
 ROWS = 7  # the first without any token, where a record can be that
@@ -104,7 +106,7 @@ def test_hooks_give_the_gradient_of_each_row(each: Case) -> None:
     assert expected_NP.isfinite().all()
     for slot in layout_of(module).slots:  # the comparison says something of each part
         assert expected_NP[:, slot.offset : slot.offset + slot.size].any(), slot.name
-    found_NP = _per_row_gradients(module, loss, x, y)
+    found_NP = by_engine(module, loss, x, y)
     torch.testing.assert_close(found_NP, expected_NP, rtol=1e-9, atol=1e-12)
 
 
@@ -112,17 +114,17 @@ def test_hooks_give_the_gradient_of_each_row(each: Case) -> None:
 def test_the_clipped_sum_is_that_of_the_rows(each: Case) -> None:
     module, x = each.with_random_weights(), each.rows()
     y = torch.arange(len(x)) % each.shape.outputs
-    found = clipped_sum(module, loss, (x, y), np.arange(len(x)), 1e9)
+    found = clipped_sum(module, loss, (x, y), np.arange(len(x)), 1e9).numpy()
     expected = one_by_one(each.with_random_weights(), x, y).double().sum(0).numpy()
     assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
 
 
 @every_case
-def test_parts_with_weights_are_of_three_kinds_and_called_once(each: Case) -> None:
+def test_parts_with_weights_have_a_closed_form_and_are_called_once(each: Case) -> None:
     module, calls = each.built(), Counter[str]()
     for name, part in module.named_modules():
         if next(part.parameters(recurse=False), None) is not None:
-            assert isinstance(part, nn.Linear | nn.Embedding | nn.LayerNorm), name
+            assert has_closed_form(part), name
             calls[name] = 0
             part.register_forward_hook(lambda part, given, out, name=name: calls.update([name]))
     module(each.rows())
@@ -136,8 +138,8 @@ def test_a_gradient_has_no_bit_of_the_other_rows(each: Case, monkeypatch: pytest
     module, few, many = each.with_random_weights(), each.rows(), each.rows(40, seed=2)
     many[:ROWS] = few
     y = torch.arange(40) % each.shape.outputs
-    alone = _per_row_gradients(module, loss, few, y[:ROWS])
-    assert torch.equal(_per_row_gradients(module, loss, many, y)[:ROWS], alone)
+    alone = by_engine(module, loss, few, y[:ROWS])
+    assert torch.equal(by_engine(module, loss, many, y)[:ROWS], alone)
     assert alone[1:].any(dim=1).all()
 
 
@@ -254,13 +256,12 @@ def test_a_feature_token_sees_its_own_columns_alone() -> None:
         other = [place for place in range(4) if place != 1 + feature]
         assert torch.equal(after[:, other], before[:, other])
         assert not after[:, 1 + feature].isfinite().any()
-    weight = tokens.content.weight
+    weight, bias = tokens.content.weight, tokens.content.bias
     expected = torch.stack(
-        [F.linear(x[:, a:b], weight[:, a:b], weight[:, 8 + f]) for f, (a, b) in enumerate(pairwise(starts))],
-        1,
+        [F.linear(x[:, a:b], weight[a:b].t(), bias[1 + f]) for f, (a, b) in enumerate(pairwise(starts))], 1
     )
     torch.testing.assert_close(before[:, 1:], expected)
-    torch.testing.assert_close(before[:, 0], weight[:, 7].expand(len(x), -1))
+    torch.testing.assert_close(before[:, 0], bias[0].expand(len(x), -1))
 
 
 def test_the_order_of_a_features_columns_is_in_its_weights_alone() -> None:
@@ -269,11 +270,11 @@ def test_the_order_of_a_features_columns_is_in_its_weights_alone() -> None:
     with torch.no_grad():
         weight = module.tokens.content.weight
         assert not torch.allclose(module(x[:, order]), before)
-        weight[:, :7] = weight[:, order]
+        weight[:] = weight[order]
     torch.testing.assert_close(module(x[:, order]), before)
     moved = [3, 1, 2, 0, 4, 5, 6]  # a column of one feature in the place of another's
     with torch.no_grad():
-        weight[:, :7] = weight[:, np.argsort(order)][:, moved]
+        weight[:] = weight[np.argsort(order)][moved]
     assert not torch.allclose(module(x[:, moved]), before)
 
 

@@ -186,33 +186,42 @@ def patches(x_BCHW: torch.Tensor, side: int) -> torch.Tensor:
 
 
 class FeatureTokens(nn.Module):
-    """(B, C) to one token a feature of a table, which sees that feature's columns alone.
-
-    Token f is W_f x_f + b_f (Gorishniy et al. 2021, section 3.3). One linear layer does it for all: its input for
-    token f has zeros in the columns of the other features, and a one at place f of F + 1 more columns, which picks the
-    bias. Place 0, with no columns, is the start token.
+    """(B, C) to one token a feature of a table, which sees that feature's columns alone; the start token is first.
 
     Args:
         widths: columns of each feature, in order.
         width: numbers a token.
     """
 
-    columns: torch.Tensor
-    biases: torch.Tensor
+    def __init__(self, widths: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.content = FeatureProducts(widths, width)
+
+    def forward(self, x_BC: torch.Tensor) -> Tokens:
+        return self.content(x_BC), None
+
+
+class FeatureProducts(nn.Module):
+    """(B, C) to (B, S, D): token s is the sum of x_c W_c over its columns c, and b_s (Gorishniy et al. 2021,
+    section 3.3). Token 0 has no columns.
+    """
+
+    owner: torch.Tensor
 
     def __init__(self, widths: tuple[int, ...], width: int) -> None:
         super().__init__()
         owner_C = torch.repeat_interleave(torch.arange(1, 1 + len(widths)), torch.tensor(widths))
-        owns_SC = torch.arange(1 + len(widths))[:, None] == owner_C
         # Not part of the state: it holds nothing that training could change.
-        self.register_buffer("columns", owns_SC, persistent=False)
-        self.register_buffer("biases", torch.eye(1 + len(widths)), persistent=False)
-        self.content = nn.Linear(sum(widths) + 1 + len(widths), width, bias=False)
-        nn.init.uniform_(self.content.weight, -(width**-0.5), width**-0.5)
+        self.register_buffer("owner", owner_C, persistent=False)
+        self.weight = nn.Parameter(torch.empty(sum(widths), width).uniform_(-(width**-0.5), width**-0.5))
+        self.bias = nn.Parameter(torch.empty(1 + len(widths), width).uniform_(-(width**-0.5), width**-0.5))
 
-    def forward(self, x_BC: torch.Tensor) -> Tokens:
-        own_BSC = torch.where(self.columns, x_BC[:, None, :], 0.0)
-        return self.content(torch.cat([own_BSC, self.biases.expand(len(x_BC), -1, -1)], dim=2)), None
+    def forward(self, x_BC: torch.Tensor) -> torch.Tensor:
+        product_BCD = x_BC[:, :, None] * self.weight
+        bias_BSD = self.bias.expand(len(x_BC), -1, -1)
+        if len(self.weight) == len(self.bias) - 1:  # one column a feature
+            return bias_BSD + F.pad(product_BCD, (0, 0, 1, 0))
+        return bias_BSD.index_add(1, self.owner, product_BCD)
 
 
 def _with_start_token(present_BT: torch.Tensor) -> torch.Tensor:

@@ -132,7 +132,7 @@ class _Direction(nn.Module):
         super().__init__()
         self._cell = _CELLS[cell]
         self.input = nn.Linear(inputs, self._cell.gates * hidden)
-        self.state = nn.Linear(hidden, self._cell.gates * hidden)
+        self.state = StateProduct(hidden, self._cell.gates * hidden)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(hidden), 1 / math.sqrt(hidden))
 
@@ -146,10 +146,39 @@ class _Direction(nn.Module):
             h_BTH = h_BTH.to(u_BTG.dtype)
         if not torch.is_grad_enabled():
             return h_BTH[:, 1:]
-        # The value of this product is known already; what counts is that its inputs and gradients pass through a layer.
-        v_BTG = self.state(h_BTH[:, :-1].contiguous())
+        v_BTG = self.state(h_BTH[:, :-1])
         through: torch.Tensor = _Through.apply(u_BTG, v_BTG, h_BTH[:, 1:], weight_GH, self._cell, *saved)  # type: ignore[no-untyped-call]
         return through
+
+
+class StateProduct(nn.Linear):
+    """W_hh h_{t-1} + b_hh of all steps. The recurrence knows the values already; what counts here is that inputs and
+    gradients pass through a layer with one input and one output. So the output has the right shape, no meaning and no
+    cost, and only gradients by it mean something.
+    """
+
+    def forward(self, h_BTH: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = _Unvalued.apply(h_BTH, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return product
+
+
+class _Unvalued(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h_BTH: torch.Tensor, weight_GH: torch.Tensor, bias_G: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(h_BTH)
+        return bias_G.new_zeros(()).expand(*h_BTH.shape[:-1], len(bias_G))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_BTG: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (h_BTH,) = ctx.saved_tensors
+        by_weight = by_bias = None
+        grad_KG = grad_BTG.flatten(0, -2)
+        if ctx.needs_input_grad[1]:
+            by_weight = grad_KG.t() @ h_BTH.flatten(0, -2)
+        if ctx.needs_input_grad[2]:
+            by_bias = grad_KG.sum(dim=0)
+        return None, by_weight, by_bias
 
 
 class _Through(torch.autograd.Function):

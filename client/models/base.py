@@ -209,12 +209,14 @@ def predict(module: nn.Module, x: torch.Tensor | Inputs, shape: Shape, *, rows_a
     import torch
 
     parts = []
+    device = next(module.parameters()).device
     at_once = rows_at_once or max(16, min(4096, _VALUES_AT_ONCE // max(1, features(shape))))
     was_training = module.training
     module.eval()
     with torch.no_grad():
         for start in range(0, max(len(x), 1), at_once):
-            parts.append(_scores(module(x[start : start + at_once]).double(), shape).cpu().numpy())
+            rows = x[start : start + at_once].to(device)
+            parts.append(_scores(module(rows).double(), shape).cpu().numpy())
     module.train(was_training)
     scores = np.concatenate(parts)
     if not np.isfinite(scores).all():

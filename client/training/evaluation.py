@@ -54,8 +54,13 @@ def evaluate(model: nn.Module, part: Part, shape: Shape, study: Study) -> Evalua
 def _released(exact: NDArray[np.float64], layout: CountLayout, study: Study) -> Vector:
     noise_multiplier = study.file.evaluation.noise_multiplier
     assert noise_multiplier is not None  # the study is refused without
-    noisy = add_noise(exact, clip_norm=layout.sensitivity, noise_multiplier=noise_multiplier, random=SecretRandom())
-    return noisy.astype(np.float32)
+    noisy = add_noise(
+        torch.from_numpy(exact),
+        clip_norm=layout.sensitivity,
+        noise_multiplier=noise_multiplier,
+        random=SecretRandom(),
+    )
+    return noisy.numpy().astype(np.float32)
 
 
 class _Watched(nn.Module):

@@ -1,141 +1,207 @@
 """The sum of clipped gradients, one clip a unit: the only place where records turn into numbers that may leave.
 
-Per-record gradients come from Opacus' hooks (Yousefpour et al. 2021); the mean over a unit's records is clipped once
-(Abadi et al. 2016, algorithm 1, with the unit in the place of the example).
+The mean over a unit's records is clipped once (Abadi et al. 2016, algorithm 1, with the unit in the place of the
+example). `client.training.passes` finds what each unit owes to each parameter, in a form (`client.training.layers`)
+of which norms and the clipped sum follow.
 
-Guarantees: a unit moves the sum by at most `clip_norm` in L2, whatever its records are and however many; a record
-whose gradient is not finite contributes zero.
+Guarantees: a unit moves the sum by at most `clip_norm` in L2, but for `noise.ROUNDING`, whatever its records are and
+however many; a record whose gradient is not finite contributes zero.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import reduce
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample import GradSampleModule
 from torch import nn
 
 from client.models.base import layout_of
+from client.training.device import rows_at_once
+from client.training.layers import Units
+from client.training.losses import RowLoss
+from client.training.passes import Plan, Rows, parts, plan_of, row_gradient
 
-RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-_SHRINK = 1.0 - 2.0**-20  # rounding of the float32 sum can never lift a unit above the clip norm
-# The last bit of a row of a matrix product depends on the product's number of rows (up to whole tiles) and on the
-# row's place (through the alignment of its address, with period 4 on x86). Weights that make outputs cancel blow that
-# bit up until one unit's presence moves the clipped gradients of others. So batches are filled up to whole tiles, and
-# each row draws its place modulo 4 by itself: what a row contributes then has no way to depend on the other rows.
+# Up to so many units are summed in float32, more in float64: `noise.ROUNDING` is what rounding can add to the distance
+# of two sums that differ in one unit (measured with all units pulling the same way, where it is largest: a tenth).
+_FLOAT32_UNITS = 4096
+_SHRINK = 1.0 - 2.0**-20  # rounding of a norm can never lift a unit above the clip norm
+# The last bit of a row of a matrix product depends on the product's number of rows (up to whole tiles); and, where a
+# row is no multiple of 16 bytes, on the row's place, through the alignment of its address (with period 4). Weights
+# that make outputs cancel blow that bit up until one unit's presence moves the clipped gradients of others. So
+# batches are filled up to whole tiles, and where rows are not aligned each draws its place modulo 4 by itself: what a
+# row contributes then has no way to depend on the other rows.
 _TILE_ROWS, _LANES = 16, 4
-_VALUES_AT_ONCE = 2**25  # of per-row gradients held at once: 128 MiB
+_VALUES_AT_ONCE = 2**25  # of the gradients of rows, where a model needs them: 128 MiB
 
 
 def clipped_sum(
     model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: NDArray[np.int64], clip_norm: float
-) -> NDArray[np.float64]:
+) -> torch.Tensor:
     """Return the sum over units of each unit's mean gradient, clipped to `clip_norm`.
 
     Args:
         model: (rows, ...) to (rows, outputs), no operation across rows.
         loss: outputs and targets to one loss a row, (rows,).
-        batch: inputs (rows, ...) and targets (rows, ...); may have no row.
+        batch: inputs (rows, ...) and targets (rows, ...), on the model's device; may have no row.
         unit_of_row: (rows,) unit of each row; any integers.
         clip_norm: L2 bound on each unit's contribution.
 
     Returns:
-        (d,) float64, in the order of the model's layout.
+        (d,) float64, in the order of the model's layout, on the model's device.
     """
+    if not model.training:
+        raise RuntimeError("gradients of a row are known in training mode alone; call model.train() before")
     x, y = batch
-    size = layout_of(model).size
-    total = np.zeros(size)
-    for rows in _portions(unit_of_row, max(_TILE_ROWS, _VALUES_AT_ONCE // size)):
-        some = torch.from_numpy(rows).to(x.device)
-        total += _clipped_portion(model, loss, (x[some], y[some]), unit_of_row[rows], clip_norm)
-    return total
+    plan = plan_of(model)
+    if len(x) == 0:
+        return torch.zeros(plan.layout.size, dtype=torch.float64, device=x.device)
+    order, place_of_unit, counts = _sorted_by_unit(unit_of_row)
+    exact = len(counts) > _FLOAT32_UNITS or plan.parameters[0][0].dtype == torch.float64
+    sum_type = torch.float64 if exact else torch.float32
+    most = rows_at_once(model, x)
+    if plan.obstacles:
+        most = min(most, max(_TILE_ROWS, _VALUES_AT_ONCE // plan.layout.size))
+    totals = (
+        _clipped(
+            model,
+            plan,
+            loss,
+            (x[rows], y[rows]) if order is None else (x[order[rows]], y[order[rows]]),
+            (place_of_unit[rows] - units.start, counts[units]),
+            clip_norm,
+            sum_type,
+        ).double()
+        for rows, units in _portions(counts, most)
+    )
+    return reduce(torch.Tensor.add_, totals)
 
 
-def _portions(unit_of_row: NDArray[np.int64], most: int) -> Iterator[NDArray[np.int64]]:
-    """Yield the rows of whole units, about `most` at a time, so that memory does not grow with the batch."""
+def _sorted_by_unit(
+    unit_of_row: NDArray[np.int64],
+) -> tuple[torch.Tensor | None, NDArray[np.int64], NDArray[np.int64]]:
+    """Return the order of rows by unit (None: as they are), then for each row its unit's position, and rows a unit."""
+    if len(unit_of_row) < 2 or (unit_of_row[1:] > unit_of_row[:-1]).all():
+        return None, np.arange(len(unit_of_row)), np.ones(len(unit_of_row), np.int64)
     order = np.argsort(unit_of_row, kind="stable")
-    ends = np.flatnonzero(np.diff(unit_of_row[order], append=np.iinfo(np.int64).min)) + 1
-    start = 0
-    while start < len(order):
-        fitting = np.searchsorted(ends, start + most, side="right") - 1
-        stop = int(ends[max(fitting, np.searchsorted(ends, start, side="right"))])
-        yield order[start:stop]
-        start = stop
+    _, place, counts = np.unique(unit_of_row[order], return_inverse=True, return_counts=True)
+    return torch.from_numpy(order), place, counts
 
 
-def _clipped_portion(
-    model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: NDArray[np.int64], clip_norm: float
-) -> NDArray[np.float64]:
+def _portions(counts: NDArray[np.int64], most: int) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and units, whole units and about `most` rows at a time: memory does not grow with the batch."""
+    ends = np.cumsum(counts)
+    unit = row = 0
+    while unit < len(counts):
+        last = max(int(np.searchsorted(ends, row + most, side="right")), unit + 1)
+        yield slice(row, int(ends[last - 1])), slice(unit, last)
+        unit, row = last, int(ends[last - 1])
+
+
+def _clipped(
+    model: nn.Module,
+    plan: Plan,
+    loss: RowLoss,
+    batch: Batch,
+    grouping: tuple[NDArray[np.int64], NDArray[np.int64]],
+    clip_norm: float,
+    sum_type: torch.dtype,
+) -> torch.Tensor:
+    (x, y), (place_N, counts_U) = batch, grouping
+    found = parts(model, plan, loss, _filled(x, y, place_N, counts_U, aligned=plan.aligned))
+    squared_U = torch.stack([located.part.squared_norm() for located in found]).sum(dim=0)
+    sound_U = torch.isfinite(squared_U)
+    all_sound = bool(sound_U.all())
+    if not all_sound:
+        squared_U = torch.where(sound_U, squared_U, 0)
+    factor_U = torch.where(sound_U, _factor(squared_U.double().sqrt(), clip_norm), 0).to(sum_type)
+    total = torch.zeros(plan.layout.size, dtype=sum_type, device=x.device)
+    for located in found:
+        part = located.part if all_sound else located.part.only(sound_U)
+        slots = located.slots.items()
+        part.write(factor_U, {name: total[s.offset : s.offset + s.size].view(s.shape) for name, s in slots})
+    if all_sound:
+        return total
+    return total.double() + _one_by_one(model, plan, loss, batch, place_N, (~sound_U).cpu().numpy(), clip_norm)
+
+
+def _factor(norm: torch.Tensor, clip_norm: float) -> torch.Tensor:
+    return (_SHRINK * clip_norm / norm.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
+
+
+def _one_by_one(
+    model: nn.Module,
+    plan: Plan,
+    loss: RowLoss,
+    batch: Batch,
+    place_N: NDArray[np.int64],
+    wanted_U: NDArray[np.bool_],
+    clip_norm: float,
+) -> torch.Tensor:
+    """Return the clipped sum over units whose norms are beyond float32: a record by itself, norms in float64."""
     x, y = batch
-    per_row_NP = _per_row_gradients(model, loss, x, y)
-    finite_N = torch.isfinite(per_row_NP).all(dim=1)
-    per_row_NP = torch.where(finite_N[:, None], per_row_NP, 0.0)
-    units, place = np.unique(unit_of_row, return_inverse=True)
-    place_N = torch.from_numpy(place).to(per_row_NP.device)
-    if len(units) == len(per_row_NP):
-        per_unit_UP = per_row_NP  # one row a unit: the mean is the row, and the order of a sum is free
-    else:
-        counts_U = torch.bincount(place_N, minlength=len(units)).to(per_row_NP.dtype)
-        per_unit_UP = per_row_NP.new_zeros(len(units), per_row_NP.shape[1])
-        per_unit_UP.index_add_(0, place_N, per_row_NP / counts_U[place_N, None])
-        finite_U = torch.isfinite(per_unit_UP).all(dim=1)  # the mean of the largest finite values may overflow
-        per_unit_UP = torch.where(finite_U[:, None], per_unit_UP, 0.0)
-    norm_U = torch.linalg.vector_norm(per_unit_UP, dim=1, dtype=torch.float64)
-    factor_U = (_SHRINK * clip_norm / norm_U.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
-    total: NDArray[np.float64] = (factor_U @ per_unit_UP.double()).cpu().numpy()
+    total = torch.zeros(plan.layout.size, dtype=torch.float64, device=x.device)
+    for unit in np.flatnonzero(wanted_U):
+        mine = np.flatnonzero(place_N == unit)
+        mean = torch.zeros_like(total)
+        for row in mine:
+            by_name = row_gradient(model, loss, x[row : row + 1], y[row : row + 1])
+            gradient = torch.cat([by_name[slot.name].reshape(-1) for slot in plan.layout.slots]).double()
+            if torch.isfinite(gradient).all():
+                mean += gradient / len(mine)
+        total += mean * _factor(torch.linalg.vector_norm(mean), clip_norm)
     return total
 
 
-def mean_gradient(model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: NDArray[np.int64]) -> NDArray[np.float64]:
+def mean_gradient(model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: NDArray[np.int64]) -> torch.Tensor:
     """Return the sum over units of each unit's mean gradient: no clipping, no protection. Arguments as above."""
     x, y = batch
     layout = layout_of(model)
     if len(x) == 0:
-        return np.zeros(layout.size)
+        return torch.zeros(layout.size, dtype=torch.float64, device=x.device)
     _, place, counts = np.unique(unit_of_row, return_inverse=True, return_counts=True)
     weight_N = torch.from_numpy(1.0 / counts[place]).to(x.device)
     model.zero_grad(set_to_none=True)
     (loss(model(x), y) * weight_N).sum().backward()
     parameters = dict(model.named_parameters())
     grads = [_or_zero(parameters[slot.name].grad, parameters[slot.name]).reshape(-1) for slot in layout.slots]
-    return torch.cat(grads).double().cpu().numpy()
+    return torch.cat(grads).double()
 
 
-def _per_row_gradients(model: nn.Module, loss: RowLoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    if not model.training:
-        raise RuntimeError("gradients of a row are known in training mode alone; call model.train() before")
-    hooked = model.__dict__.get("_hooked")
-    if hooked is None:  # kept by the model, past torch's registry of parts, so that both go together
-        hooked = model.__dict__["_hooked"] = GradSampleModule(model, loss_reduction="sum")
-    hooked.zero_grad(set_to_none=True)
-    place_N = torch.from_numpy(_places(_random_lanes(len(x)))).to(x.device)
-    x, y = _spread(x, place_N), _spread(y, place_N)
-    hooked.enable_hooks()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            loss(hooked(x), y).sum().backward()
-    finally:
-        hooked.disable_hooks()  # a pass of somebody else would leave activations that the next one waits for
-    parameters = dict(model.named_parameters())
-    rows = []
-    for slot in layout_of(model).slots:
-        parameter = parameters[slot.name]
-        sample = getattr(parameter, "grad_sample", None)
-        rows.append(
-            parameter.new_zeros(len(place_N), slot.size)
-            if sample is None
-            else sample.reshape(len(x), slot.size)[place_N]
-        )
-        parameter.grad_sample = None  # type: ignore[attr-defined]
-        parameter.grad = None
-    return torch.cat(rows, dim=1)
+def _or_zero(gradient: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(parameter) if gradient is None else gradient
+
+
+# --- rows of a batch ----------------------------------------------------------------------------------------
+
+
+def _filled(
+    x: torch.Tensor, y: torch.Tensor, place_N: NDArray[np.int64], counts_U: NDArray[np.int64], *, aligned: bool
+) -> Rows:
+    """Fill the batch up to whole tiles, and say which rows belong together."""
+    place = None if aligned else torch.from_numpy(_places(_random_lanes(len(x)))).to(x.device)
+    last = len(x) if place is None else int(place.max()) + 1
+    whole = -(-last // _TILE_ROWS) * _TILE_ROWS
+    if place is not None:
+        x = x.new_zeros(whole, *x.shape[1:]).index_copy_(0, place, x)
+    elif whole > len(x):
+        x = torch.cat([x, x.new_zeros(whole - len(x), *x.shape[1:])])
+    if len(counts_U) == len(place_N):
+        return Rows(x=x, place=place, y=y, weight_N=None, units=Units(count=len(counts_U)))
+    rows_UR = np.full((len(counts_U), int(counts_U.max())), -1)
+    rows_UR[np.arange(rows_UR.shape[1]) < counts_U[:, None]] = np.arange(len(place_N))
+    units = Units(
+        count=len(counts_U),
+        unit_N=torch.from_numpy(place_N).to(x.device),
+        rows_UR=torch.from_numpy(rows_UR).to(x.device),
+    )
+    weight_N = torch.from_numpy((1.0 / counts_U[place_N]).astype(np.float32)).to(x.device)
+    return Rows(x=x, place=place, y=y, weight_N=weight_N, units=units)
 
 
 def _random_lanes(count: int) -> NDArray[np.uint8]:
@@ -148,12 +214,3 @@ def _places(lane: NDArray[np.uint8]) -> NDArray[np.int64]:
         mine = lane == number
         place[mine] += _LANES * np.arange(np.count_nonzero(mine))
     return place
-
-
-def _spread(values: torch.Tensor, place_N: torch.Tensor) -> torch.Tensor:
-    tiles = int(place_N.max()) // _TILE_ROWS + 1
-    return values.new_zeros(tiles * _TILE_ROWS, *values.shape[1:]).index_copy_(0, place_N, values)
-
-
-def _or_zero(gradient: torch.Tensor | None, parameter: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(parameter) if gradient is None else gradient

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
 from client.models.base import Shape, scaled
-from client.training.gradients import RowLoss
+
+RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # outputs and targets to (rows,)
 
 
 def row_loss(shape: Shape) -> RowLoss:

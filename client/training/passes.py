@@ -1,0 +1,219 @@
+"""One forward and one backward pass over a batch, and what they tell about every parameter, unit by unit.
+
+Hooks record the input of each layer that has parameters; the backward pass is asked for gradients by layers' outputs
+alone, so autograd skips every weight; each layer is turned into its part (`client.training.layers`) as soon as its
+output's gradient is there, and what it was made from is let go.
+
+A model whose layers do not tell all (a parameter that two layers share, a layer called twice, a layer of several
+inputs such as torch.nn.MultiheadAttention) is differentiated row by row instead, and the log says why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from client.models.base import layout_of
+from client.training.device import autocast
+from client.training.layers import Explicit, Part, Units, has_closed_form, parts_of
+from client.training.losses import RowLoss
+from strategies.layout import Layout, Slot
+
+log = logging.getLogger("fedsilo.training")
+
+_ALIGNED = 4  # float32 values that fill 16 bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How the gradients of a model are found; made once, kept by the model.
+
+    Args:
+        parameters: the model's own, and whether each was trained when the plan was made.
+        layout: their places.
+        owners: each layer with trainable parameters of its own, and their slots by the layer's names for them.
+        by_differentiation: names of layers that have no closed form here.
+        aligned: whether every row of every matrix product is a multiple of 16 bytes.
+        obstacles: why the layers do not tell all; not empty means row by row.
+    """
+
+    parameters: tuple[tuple[nn.Parameter, bool], ...]
+    layout: Layout
+    owners: Mapping[nn.Module, Mapping[str, Slot]]
+    by_differentiation: tuple[str, ...]
+    aligned: bool
+    obstacles: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """A part, and the slots of its layer."""
+
+    part: Part
+    slots: Mapping[str, Slot]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A batch as it goes through the model.
+
+    Args:
+        x: (filled, ...) inputs, among them rows that are no records.
+        place: positions of the records in `x`; None when they are the first ones.
+        y: (rows, ...) targets of the records.
+        weight_N: (rows,) what each loss is multiplied by: one over the number of rows of its unit.
+        units: of the records.
+    """
+
+    x: torch.Tensor
+    place: torch.Tensor | None
+    y: torch.Tensor
+    weight_N: torch.Tensor | None
+    units: Units
+
+    def own(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the records' rows of a tensor over all rows."""
+        if self.place is not None:
+            return values[self.place]
+        return values if len(values) == len(self.y) else values[: len(self.y)]
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """Return the model's plan."""
+    plan: Plan | None = model.__dict__.get("_private_plan")  # past torch's registry of parts
+    if plan is None or any(p.requires_grad != trained for p, trained in plan.parameters):
+        plan = model.__dict__["_private_plan"] = _planned(model)
+        if plan.by_differentiation:
+            log.warning(
+                "per-unit gradients by differentiation, not in closed form: %s", ", ".join(plan.by_differentiation)
+            )
+        _say(plan)
+    return plan
+
+
+def _planned(model: nn.Module) -> Plan:
+    layout = layout_of(model)
+    slots = {slot.name: slot for slot in layout.slots}
+    owners: dict[nn.Module, dict[str, Slot]] = {}
+    obstacles: list[str] = []
+    open_form: list[str] = []
+    aligned = True
+    for path, layer in model.named_modules():
+        own = [name for name, p in layer.named_parameters(recurse=False, remove_duplicate=False) if p.requires_grad]
+        if not own:
+            continue
+        names = {name: f"{path}.{name}" if path else name for name in own}
+        obstacles += [f"{full} is shared by two layers" for full in names.values() if full not in slots]
+        owners[layer] = {name: slots[full] for name, full in names.items() if full in slots}
+        if not has_closed_form(layer):
+            open_form.append(f"{path or 'the model'} ({type(layer).__name__})")
+        aligned &= has_closed_form(layer) and int(getattr(layer, "in_features", 0)) % _ALIGNED == 0
+    return Plan(
+        parameters=tuple((p, p.requires_grad) for p in model.parameters()),
+        layout=layout,
+        owners=owners,
+        by_differentiation=tuple(open_form),
+        aligned=aligned,
+        obstacles=obstacles,
+    )
+
+
+def _say(plan: Plan) -> None:
+    if plan.obstacles:
+        log.warning("per-unit gradients row by row, which is slow: %s", "; ".join(plan.obstacles))
+
+
+def parts(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
+    """Return the gradients by unit of every parameter that the loss depends on."""
+    if not plan.obstacles:
+        found = _layer_by_layer(model, plan, loss, rows)
+        if not plan.obstacles:
+            return found
+        _say(plan)  # found out on the way
+    return _row_by_row(model, plan, loss, rows)
+
+
+def _layer_by_layer(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
+    found: list[Located] = []
+    roots: list[torch.Tensor] = []
+    called: dict[nn.Module, int] = {}
+
+    def record(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        called[layer] = called.get(layer, 0) + 1
+        if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor) or not isinstance(output, torch.Tensor):
+            called[layer] += 2
+            return
+        a = rows.own(inputs[0].detach())
+
+        def receive(g: torch.Tensor) -> None:
+            for part in parts_of(layer, a, rows.own(g), rows.units):
+                found.append(Located(part=part, slots=plan.owners[layer]))
+
+        output.register_hook(receive)
+        if not inputs[0].requires_grad:
+            roots.append(output)
+
+    with _hooked(plan.owners, record), autocast(rows.x.device):
+        out = model(rows.x)
+    values_N = loss(rows.own(out).to(torch.promote_types(out.dtype, torch.float32)), rows.y)
+    for layer in plan.owners:
+        if called.get(layer) != 1:
+            plan.obstacles.append(f"{type(layer).__name__} is not called once, with one input and one output")
+    if plan.obstacles or not roots:
+        return []
+    total = values_N.sum() if rows.weight_N is None else (values_N * rows.weight_N).sum()
+    with torch.no_grad():
+        torch.autograd.grad(total, roots, allow_unused=True)
+    return found
+
+
+@contextmanager
+def _hooked(
+    layers: Mapping[nn.Module, object], record: Callable[[nn.Module, tuple[Any, ...], Any], None]
+) -> Iterator[None]:
+    handles = [layer.register_forward_hook(record) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _row_by_row(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
+    parameters: dict[str, torch.Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def of_row(x_1: torch.Tensor, y_1: torch.Tensor) -> dict[str, torch.Tensor]:
+        def value(some: dict[str, torch.Tensor]) -> torch.Tensor:
+            return loss(torch.func.functional_call(model, some, (x_1[None],)), y_1[None])[0]
+
+        return torch.func.grad(value)(parameters)  # type: ignore[no-any-return]
+
+    x_N = rows.own(rows.x)
+    try:
+        by_row = torch.func.vmap(of_row, randomness="different")(x_N, rows.y)
+    except (RuntimeError, ValueError, TypeError):  # an operation that cannot be vectorised
+        each = [row_gradient(model, loss, x_N[n : n + 1], rows.y[n : n + 1]) for n in range(len(x_N))]
+        by_row = {name: torch.stack([row[name] for row in each]) for name in parameters}
+    weight = rows.weight_N
+    found = []
+    for slot in plan.layout.slots:
+        values_NP = by_row[slot.name].flatten(1)
+        values_NP = values_NP if weight is None else values_NP * weight[:, None].to(values_NP.dtype)
+        part = Explicit(name=slot.name, values_UP=rows.units.added(values_NP))
+        found.append(Located(part=part, slots={slot.name: slot}))
+    return found
+
+
+def row_gradient(model: nn.Module, loss: RowLoss, x_1: torch.Tensor, y_1: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the gradient of one row's loss by every trainable parameter, by ordinary differentiation."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(loss(model(x_1), y_1)[0], list(parameters.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(parameters.items(), found, strict=True)
+    }
