@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -59,11 +60,12 @@ def _why() -> str:
     return "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else "one a core"
 
 
-def autocast(device: torch.device) -> torch.autocast:
+def autocast(device: torch.device) -> AbstractContextManager[object]:
     """Return the context of a forward pass: bfloat16 where a GPU has it. Weights, losses, norms, sums and noise stay in
     float32 or more."""
-    usable = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=usable)
+    if device.type != "cuda" or not torch.cuda.is_bf16_supported():
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def rows_at_once(model: nn.Module, x: torch.Tensor) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import reduce
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 # Up to so many units are summed in float32, more in float64: `noise.ROUNDING` is what rounding can add to the distance
 # of two sums that differ in one unit (measured with all units pulling the same way, where it is largest: a tenth).
 _FLOAT32_UNITS = 4096
+_TINY = np.finfo(np.float64).tiny
 _SHRINK = 1.0 - 2.0**-20  # rounding of a norm can never lift a unit above the clip norm
 # The last bit of a row of a matrix product depends on the product's number of rows (up to whole tiles); and, where a
 # row is no multiple of 16 bytes, on the row's place, through the alignment of its address (with period 4). Weights
@@ -53,21 +53,21 @@ def clipped_sum(
         clip_norm: L2 bound on each unit's contribution.
 
     Returns:
-        (d,) float64, in the order of the model's layout, on the model's device.
+        (d,) float32, or float64 where the sum has several parts, in the order of the model's layout, on its device.
     """
     if not model.training:
         raise RuntimeError("gradients of a row are known in training mode alone; call model.train() before")
     x, y = batch
     plan = plan_of(model)
     if len(x) == 0:
-        return torch.zeros(plan.layout.size, dtype=torch.float64, device=x.device)
+        return torch.zeros(plan.layout.size, device=x.device)
     order, place_of_unit, counts = _sorted_by_unit(unit_of_row)
     exact = len(counts) > _FLOAT32_UNITS or plan.parameters[0][0].dtype == torch.float64
     sum_type = torch.float64 if exact else torch.float32
     most = rows_at_once(model, x)
     if plan.obstacles:
         most = min(most, max(_TILE_ROWS, _VALUES_AT_ONCE // plan.layout.size))
-    totals = (
+    totals = [
         _clipped(
             model,
             plan,
@@ -76,10 +76,10 @@ def clipped_sum(
             (place_of_unit[rows] - units.start, counts[units]),
             clip_norm,
             sum_type,
-        ).double()
+        )
         for rows, units in _portions(counts, most)
-    )
-    return reduce(torch.Tensor.add_, totals)
+    ]
+    return totals[0] if len(totals) == 1 else torch.stack(totals).sum(dim=0, dtype=torch.float64)
 
 
 def _sorted_by_unit(
@@ -114,24 +114,25 @@ def _clipped(
 ) -> torch.Tensor:
     (x, y), (place_N, counts_U) = batch, grouping
     found = parts(model, plan, loss, _filled(x, y, place_N, counts_U, aligned=plan.aligned))
-    squared_U = torch.stack([located.part.squared_norm() for located in found]).sum(dim=0)
-    sound_U = torch.isfinite(squared_U)
-    all_sound = bool(sound_U.all())
-    if not all_sound:
-        squared_U = torch.where(sound_U, squared_U, 0)
-    factor_U = torch.where(sound_U, _factor(squared_U.double().sqrt(), clip_norm), 0).to(sum_type)
+    squared_U = torch.stack([located.part.squared_norm() for located in found]).sum(dim=0, dtype=torch.float64)
+    norm_U = np.sqrt(squared_U.cpu().numpy())
+    sound_U = np.isfinite(norm_U)
+    factor_U = torch.from_numpy(np.where(sound_U, _factor(norm_U, clip_norm), 0.0)).to(x.device, sum_type)
     total = torch.zeros(plan.layout.size, dtype=sum_type, device=x.device)
+    places = {slot.offset: part for slot, part in zip(plan.layout.slots, total.split(plan.sizes), strict=True)}
+    all_sound = bool(sound_U.all())
     for located in found:
-        part = located.part if all_sound else located.part.only(sound_U)
-        slots = located.slots.items()
-        part.write(factor_U, {name: total[s.offset : s.offset + s.size].view(s.shape) for name, s in slots})
+        part = located.part if all_sound else located.part.only(torch.from_numpy(sound_U).to(x.device))
+        part.write(factor_U, {name: places[slot.offset].view(slot.shape) for name, slot in located.slots.items()})
     if all_sound:
         return total
-    return total.double() + _one_by_one(model, plan, loss, batch, place_N, (~sound_U).cpu().numpy(), clip_norm)
+    return total.double() + _one_by_one(model, plan, loss, batch, place_N, ~sound_U, clip_norm)
 
 
-def _factor(norm: torch.Tensor, clip_norm: float) -> torch.Tensor:
-    return (_SHRINK * clip_norm / norm.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
+def _factor(norm: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):
+        factor: NDArray[np.float64] = np.minimum(_SHRINK * clip_norm / np.maximum(norm, _TINY), 1.0)
+    return factor
 
 
 def _one_by_one(
@@ -154,7 +155,7 @@ def _one_by_one(
             gradient = torch.cat([by_name[slot.name].reshape(-1) for slot in plan.layout.slots]).double()
             if torch.isfinite(gradient).all():
                 mean += gradient / len(mine)
-        total += mean * _factor(torch.linalg.vector_norm(mean), clip_norm)
+        total += mean * float(_factor(torch.linalg.vector_norm(mean).cpu().numpy(), clip_norm))
     return total
 
 

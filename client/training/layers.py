@@ -18,7 +18,7 @@ Legend: N rows, U units, S places of a row, I inputs, O outputs, P values of a p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from client.models._encoder import FeatureProducts
 from client.models._recurrence import StateProduct
 
+Names = Collection[str]
 Into = Mapping[str, torch.Tensor]  # where the sum of a parameter goes, by the layer's name for it: float32, its shape
 
 # A value of a per-unit product is written once and read twice; that costs as much as about so many multiply-adds.
@@ -98,7 +99,7 @@ class Explicit:
         return Explicit(name=self.name, values_UP=torch.where(keep_U[:, None], self.values_UP, 0))
 
     def write(self, factor_U: torch.Tensor, into: Into) -> None:
-        torch.mv(self.values_UP.to(factor_U.dtype).t(), factor_U, out=into[self.name].view(-1))
+        torch.mv(_typed(self.values_UP, factor_U).t(), factor_U, out=into[self.name].view(-1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ class Outer:
 
     a_UI: torch.Tensor
     g_UO: torch.Tensor
-    names: tuple[str, ...]
+    names: Names
 
     def squared_norm(self) -> torch.Tensor:
         g_U = _squared(self.g_UO)
@@ -127,11 +128,11 @@ class Outer:
         return Outer(a_UI=a_UI, g_UO=g_UO, names=self.names)
 
     def write(self, factor_U: torch.Tensor, into: Into) -> None:
-        weighted_OU = (self.g_UO.to(factor_U.dtype) * factor_U[:, None]).t()
+        a_UI, g_UO = _typed(self.a_UI, factor_U), _typed(self.g_UO, factor_U)
         if "bias" in self.names:
-            torch.sum(weighted_OU, dim=1, out=into["bias"])
+            torch.mv(g_UO.t(), factor_U, out=into["bias"])
         if "weight" in self.names:
-            torch.mm(weighted_OU, self.a_UI.to(factor_U.dtype), out=into["weight"])
+            torch.mm((g_UO * factor_U[:, None]).t(), a_UI, out=into["weight"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,7 @@ class Product:
         return Product(name=self.name, a_USI=a_USI, g_USO=g_USO)
 
     def write(self, factor_U: torch.Tensor, into: Into) -> None:
-        a_KI, g_KO = self.a_USI.flatten(0, 1).to(factor_U.dtype), self.g_USO.flatten(0, 1).to(factor_U.dtype)
+        a_KI, g_KO = _typed(self.a_USI.flatten(0, 1), factor_U), _typed(self.g_USO.flatten(0, 1), factor_U)
         factor_K1 = factor_U.repeat_interleave(self.a_USI.shape[1])[:, None]
         if a_KI.shape[1] < g_KO.shape[1]:
             a_KI = a_KI * factor_K1
@@ -199,8 +200,12 @@ class Scattered:
         )
 
     def write(self, factor_U: torch.Tensor, into: Into) -> None:
-        weighted_KO = self.values_KO.to(factor_U.dtype) * factor_U[self.owner_K][:, None]
+        weighted_KO = _typed(self.values_KO, factor_U) * factor_U[self.owner_K][:, None]
         into[self.name].zero_().index_add_(0, self.entry_K, weighted_KO)
+
+
+def _typed(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return values if values.dtype == like.dtype else values.to(like.dtype)
 
 
 def _squared(values: torch.Tensor) -> torch.Tensor:
@@ -215,15 +220,15 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Handler = Callable[..., list[Part]]
 
 
-def _linear(layer: nn.Linear, a: torch.Tensor, g: torch.Tensor, units: Units) -> list[Part]:
+def _linear(layer: nn.Linear, a: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:
     """(N, ..., I) and (N, ..., O)."""
     if a.ndim == 2 and units.unit_N is None:
-        return [Outer(a_UI=a, g_UO=g, names=tuple(name for name in ("weight", "bias") if _trains(layer, name)))]
+        return [Outer(a_UI=a, g_UO=g, names=names)]
     a_NSI, g_NSO = _flat(a), _flat(g)
     parts: list[Part] = []
-    if _trains(layer, "bias"):
+    if "bias" in names:
         parts.append(Explicit(name="bias", values_UP=units.added(g_NSO.sum(1))))
-    if _trains(layer, "weight"):
+    if "weight" in names:
         parts.append(_matrix("weight", a_NSI, g_NSO, units))
     return parts
 
@@ -242,13 +247,13 @@ def _matrix(name: str, a_NSI: torch.Tensor, g_NSO: torch.Tensor, units: Units) -
     return Product(name=name, a_USI=units.joined(a_NSI), g_USO=units.joined(g_NSO))
 
 
-def _convolution(layer: Convolution, a: torch.Tensor, g: torch.Tensor, units: Units) -> list[Part]:
+def _convolution(layer: Convolution, a: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:
     """(N, C, places...) and (N, O, places after...)."""
     parts: list[Part] = []
     g_NOS = g.flatten(2)
-    if _trains(layer, "bias"):
+    if "bias" in names:
         parts.append(Explicit(name="bias", values_UP=units.added(g_NOS.sum(2))))
-    if not _trains(layer, "weight"):
+    if "weight" not in names:
         return parts
     inputs, outputs, places = layer.weight[0].numel(), layer.out_channels, g_NOS.shape[2]
     if layer.groups == 1 and not _kept(places, inputs, outputs, units):
@@ -289,7 +294,7 @@ def _padding(layer: Convolution) -> list[tuple[int, int]]:
     return [(t // 2, t - t // 2) for t in total]
 
 
-def _embedding(layer: nn.Embedding, ids: torch.Tensor, g: torch.Tensor, units: Units) -> list[Part]:
+def _embedding(layer: nn.Embedding, ids: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:
     """(N, ...) and (N, ..., O)."""
     ids_NS, g_KO = ids.flatten(1), g.reshape(-1, g.shape[-1])
     rows = torch.arange(len(ids), device=ids.device) if units.unit_N is None else units.unit_N
@@ -316,52 +321,52 @@ def _sorted(which_K: torch.Tensor) -> bool:
     return bool((which_K[1:] > which_K[:-1]).all())
 
 
-def _layer_norm(layer: nn.LayerNorm, a: torch.Tensor, g: torch.Tensor, units: Units) -> list[Part]:
+def _layer_norm(layer: nn.LayerNorm, a: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:
     normal = F.layer_norm(a, layer.normalized_shape, None, None, layer.eps)
-    return _scaled(layer, normal, g, units, len(layer.normalized_shape))
+    return _scaled(normal, g, units, names, len(layer.normalized_shape))
 
 
-def _rms_norm(layer: nn.RMSNorm, a: torch.Tensor, g: torch.Tensor, units: Units) -> list[Part]:
+def _rms_norm(layer: nn.RMSNorm, a: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:
     normal = F.rms_norm(a, layer.normalized_shape, None, layer.eps)
-    return _scaled(layer, normal, g, units, len(layer.normalized_shape))
+    return _scaled(normal, g, units, names, len(layer.normalized_shape))
 
 
-def _scaled(layer: nn.Module, normal: torch.Tensor, g: torch.Tensor, units: Units, own: int) -> list[Part]:
+def _scaled(normal: torch.Tensor, g: torch.Tensor, units: Units, names: Names, own: int) -> list[Part]:
     """Layers that end in weight * normal + bias, over the last `own` dimensions."""
     over = tuple(range(1, g.ndim - own))
     parts: list[Part] = []
     for name, by in (("weight", lambda: normal * g), ("bias", lambda: g)):
-        if _trains(layer, name):
+        if name in names:
             per_row = by().sum(over) if over else by()
             parts.append(Explicit(name=name, values_UP=units.added(per_row.reshape(len(g), -1))))
     return parts
 
 
-def _group_norm(layer: nn.GroupNorm, a: torch.Tensor, g: torch.Tensor, units: Units) -> list[Part]:
+def _group_norm(layer: nn.GroupNorm, a: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:
     parts: list[Part] = []
     g_NCS = g.flatten(2)
-    if _trains(layer, "weight"):
+    if "weight" in names:
         normal = F.group_norm(a, layer.num_groups, None, None, layer.eps).flatten(2)
         parts.append(Explicit(name="weight", values_UP=units.added((normal * g_NCS).sum(2))))
-    if _trains(layer, "bias"):
+    if "bias" in names:
         parts.append(Explicit(name="bias", values_UP=units.added(g_NCS.sum(2))))
     return parts
 
 
-def _features(layer: FeatureProducts, a: torch.Tensor, g: torch.Tensor, units: Units) -> list[Part]:
+def _features(layer: FeatureProducts, a: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:
     """(N, C) and (N, S, O)."""
     parts: list[Part] = []
-    if _trains(layer, "weight"):
+    if "weight" in names:
         by_column_NCO = g[:, 1:] if len(layer.weight) == g.shape[1] - 1 else g[:, layer.owner]
         parts.append(Explicit(name="weight", values_UP=units.added((a[:, :, None] * by_column_NCO).flatten(1))))
-    if _trains(layer, "bias"):
+    if "bias" in names:
         parts.append(Explicit(name="bias", values_UP=units.added(g.flatten(1))))
     return parts
 
 
-def _any_layer(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units) -> list[Part]:
+def _any_layer(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:
     """Any layer of one input and one output: the gradient of each row by automatic differentiation."""
-    own: dict[str, torch.Tensor] = {n: p for n, p in layer.named_parameters(recurse=False) if p.requires_grad}
+    own: dict[str, torch.Tensor] = {name: getattr(layer, name) for name in names}
 
     def pulled(some: dict[str, torch.Tensor], a_1: torch.Tensor, g_1: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = torch.func.functional_call(layer, some, (a_1[None],))[0]
@@ -369,7 +374,7 @@ def _any_layer(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units)
 
     with torch.enable_grad():
         try:
-            found = torch.func.vmap(torch.func.grad(pulled), in_dims=(None, 0, 0), randomness="different")(own, a, g)
+            found = torch.func.vmap(torch.func.grad(pulled), in_dims=(None, 0, 0), randomness="different")(own, a, g)  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError, TypeError):  # an operation that cannot be vectorised
             rows = [torch.autograd.grad(pulled(own, *row), list(own.values())) for row in zip(a, g, strict=True)]
             found = dict(zip(own, map(torch.stack, zip(*rows, strict=True)), strict=True))
@@ -378,11 +383,6 @@ def _any_layer(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units)
 
 def _flat(values: torch.Tensor) -> torch.Tensor:
     return values.reshape(len(values), -1, values.shape[-1])
-
-
-def _trains(layer: nn.Module, name: str) -> bool:
-    parameter = getattr(layer, name, None)
-    return parameter is not None and parameter.requires_grad
 
 
 _HANDLERS: dict[type[nn.Module], Handler] = {
@@ -399,7 +399,7 @@ _HANDLERS: dict[type[nn.Module], Handler] = {
 }
 
 
-def parts_of(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units) -> list[Part]:
+def parts_of(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:
     """Return what the layer's own trainable parameters owe to each unit.
 
     Args:
@@ -407,11 +407,15 @@ def parts_of(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units) -
         a: (N, ...) its input.
         g: (N, ...) gradients of the loss by its output.
         units: of the rows.
+        names: of the parameters that are trained.
     """
     if not has_closed_form(layer):
-        return _any_layer(layer, a, g, units)
-    g = g.to(torch.promote_types(g.dtype, torch.float32))
-    return _HANDLERS[type(layer)](layer, a.to(g.dtype) if a.is_floating_point() else a, g, units)
+        return _any_layer(layer, a, g, units, names)
+    if g.dtype not in (torch.float32, torch.float64):
+        g = g.float()
+    if a.dtype != g.dtype and a.is_floating_point():
+        a = a.to(g.dtype)
+    return _HANDLERS[type(layer)](layer, a, g, units, names)
 
 
 def has_closed_form(layer: nn.Module) -> bool:

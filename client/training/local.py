@@ -19,7 +19,7 @@ from client.data.records import Part
 from client.models.base import Shape, flat_parameters
 from client.training.gradients import clipped_sum, mean_gradient
 from client.training.losses import row_loss
-from client.training.noise import DrawnAhead, SecretRandom, add_noise
+from client.training.noise import SecretRandom, add_noise
 from strategies.base import Aux, Strategy
 from strategies.errors import RunError
 from strategies.layout import Vector
@@ -95,7 +95,7 @@ def train(model: nn.Module, part: Part, shape: Shape, plan: Plan, strategy: Stra
     weight.grad = torch.zeros_like(weight)
     optimizer = _torch_optimizer(weight, plan.optimizer)
     model.train()
-    for gradient in _gradients(model, part, shape, plan, weight.device):
+    for gradient in gradients_of_steps(model, part, shape, plan, weight.device):
         weight.grad.copy_(strategy.correct(gradient.to(weight.dtype), weight, anchor, aux))
         optimizer.step()
     if not torch.isfinite(weight).all():
@@ -103,21 +103,27 @@ def train(model: nn.Module, part: Part, shape: Shape, plan: Plan, strategy: Stra
     return np.array(weight.cpu().numpy(), dtype=np.float32)
 
 
-def _gradients(model: nn.Module, part: Part, shape: Shape, plan: Plan, device: torch.device) -> Iterator[torch.Tensor]:
+def gradients_of_steps(
+    model: nn.Module, part: Part, shape: Shape, plan: Plan, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Yield what each step has for a gradient, (d,), at the model's present weights: with dp-sgd it is private.
+
+    Arguments as in `train`; `device` is where the model lies.
+    """
     loss = row_loss(shape)
-    source: _Source = SecretRandom() if plan.private else _SeededRandom(plan.seed)
+    secret = SecretRandom()
+    source: _Source = secret if plan.private else _SeededRandom(plan.seed)
     rows = _Rows(part)
-    with DrawnAhead(SecretRandom(), plan.steps) as noise:
-        for _ in range(plan.steps):
-            sample = source.poisson_sample(part.units, plan.sampling_rate)
-            chosen, unit_of_row = rows.of(sample, plan.max_records_per_unit, source)
-            batch = (part.x[chosen].to(device), part.y[chosen].to(device))
-            if plan.private:
-                total = clipped_sum(model, loss, batch, unit_of_row, plan.clip_norm)
-                total = add_noise(total, clip_norm=plan.clip_norm, noise_multiplier=plan.noise_multiplier, random=noise)
-            else:
-                total = mean_gradient(model, loss, batch, unit_of_row)
-            yield total.div_(plan.expected_batch_size)
+    for _ in range(plan.steps):
+        sample = source.poisson_sample(part.units, plan.sampling_rate)
+        chosen, unit_of_row = rows.of(sample, plan.max_records_per_unit, source)
+        batch = (part.x[chosen].to(device), part.y[chosen].to(device))
+        if plan.private:
+            total = clipped_sum(model, loss, batch, unit_of_row, plan.clip_norm)
+            total = add_noise(total, clip_norm=plan.clip_norm, noise_multiplier=plan.noise_multiplier, random=secret)
+        else:
+            total = mean_gradient(model, loss, batch, unit_of_row)
+        yield total.div_(plan.expected_batch_size)
 
 
 class _Rows:

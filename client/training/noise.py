@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-_PAIRS_AT_ONCE = 2**15  # what one block works on stays in the cache
+_AT_ONCE = 2**16  # values: what is worked on stays in the cache
 GRID = 2.0**-20  # of the clip norm
 ROUNDING = 2.0**-10  # of the clip norm; see `client.training.gradients`
 
@@ -34,10 +32,15 @@ class SecretRandom:
     def __init__(self) -> None:
         key = os.urandom(32)
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self._zeros = bytes(0)
 
     def uint64(self, count: int) -> NDArray[np.uint64]:
         """Return `count` uniform integers below 2^64."""
-        return np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
+        if len(self._zeros) < 8 * count:
+            self._zeros = bytes(8 * count)
+        words = np.empty(count + 2, dtype=np.uint64)  # a cipher asks for a block more than it writes
+        self._stream.update_into(memoryview(self._zeros)[: 8 * count], words.view(np.uint8).data)
+        return words[:count]
 
     def poisson_sample(self, count: int, rate: float) -> NDArray[np.intp]:
         """Return the indices, in order, of a sample that holds each of `count` units with probability `rate`."""
@@ -56,65 +59,29 @@ class SecretRandom:
         cos w = 2 / (1 + t^2) - 1 and sin w = 2 t / (1 + t^2); tan is several times faster than cos and sin here. Angles
         have 53 bits like radii: where the noise is many clip norms wide, coarser ones would leave visible rays.
         """
-        values = np.empty(count)
-        for start in range(0, count, 2 * _PAIRS_AT_ONCE):
-            _box_muller(self.uint64, values[start : start + 2 * _PAIRS_AT_ONCE], deviation)
-        return values
-
-
-def _box_muller(uint64: Callable[[int], NDArray[np.uint64]], values: NDArray[np.float64], deviation: float) -> None:
-    half = (len(values) + 1) // 2
-    words = (uint64(2 * half) >> np.uint64(11)).view(np.int64)  # (k + 1/2) / 2^53 is uniform in (0, 1)
-    radius, sine, cosine = words[:half].astype(np.float64), words[half:].astype(np.float64), np.empty(half)
-    radius += 0.5
-    radius *= 2.0**-53
-    np.log(radius, out=radius)
-    radius *= -2.0 * deviation**2
-    np.sqrt(radius, out=radius)
-    sine *= np.pi * 2.0**-53
-    sine -= np.pi / 2 * (1.0 - 2.0**-53)  # half the angle, in (-pi/2, pi/2)
-    np.tan(sine, out=sine)
-    np.multiply(sine, sine, out=cosine)
-    cosine += 1.0
-    np.divide(radius, cosine, out=cosine)
-    cosine *= 2.0
-    np.multiply(sine, cosine, out=values[:half])
-    np.subtract(cosine, radius, out=sine)
-    values[half:] = sine[: len(values) - half]
-
-
-class DrawnAhead:
-    """The noise of a training whose steps all need the same: while one computes, a thread draws that of the next.
-
-    The noise depends on no record, so nothing is told by when it is drawn. numpy and the cipher leave the interpreter
-    to others while they work.
-
-    Args:
-        random: where it comes from; nobody else may use it.
-        draws: how many times `normal` will be called.
-    """
-
-    def __init__(self, random: SecretRandom, draws: int) -> None:
-        self._random, self._left = random, draws
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="noise")
-        self._next: Future[NDArray[np.float64]] | None = None
-
-    def __enter__(self) -> DrawnAhead:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-    def normal(self, count: int, deviation: float) -> NDArray[np.float64]:
-        """Return what `SecretRandom.normal` returns; each value once."""
-        values = self._random.normal(count, deviation) if self._next is None else self._next.result()
-        self._left -= 1
-        self._next = self._thread.submit(self._random.normal, count, deviation) if self._left > 0 else None
-        return values
+        half = (count + 1) // 2
+        words = (self.uint64(2 * half) >> np.uint64(11)).view(np.int64)  # (k + 1/2) / 2^53 is uniform in (0, 1)
+        values = words.astype(np.float64)
+        radius, sine = values[:half], values[half:]
+        radius += 0.5
+        radius *= 2.0**-53
+        np.log(radius, out=radius)
+        radius *= -2.0 * deviation**2
+        np.sqrt(radius, out=radius)
+        sine *= np.pi * 2.0**-53
+        sine -= np.pi / 2 * (1.0 - 2.0**-53)  # half the angle, in (-pi/2, pi/2)
+        np.tan(sine, out=sine)
+        cosine = sine * sine
+        cosine += 1.0
+        np.divide(radius, cosine, out=cosine)
+        cosine *= 2.0
+        sine *= cosine
+        np.subtract(cosine, radius, out=radius)
+        return values[:count]
 
 
 def add_noise(
-    clipped_sum: torch.Tensor, *, clip_norm: float, noise_multiplier: float, random: SecretRandom | DrawnAhead
+    clipped_sum: torch.Tensor, *, clip_norm: float, noise_multiplier: float, random: SecretRandom
 ) -> torch.Tensor:
     """Return the Gaussian mechanism's output for a sum of vectors that are each clipped to `clip_norm`.
 
@@ -125,15 +92,24 @@ def add_noise(
         random: where the noise of a CPU comes from; a GPU draws its own.
 
     Returns:
-        (d,) float64, on the device of the sum.
+        (d,) on the device of the sum, in its type.
     """
-    step = GRID * clip_norm
-    deviation = noise_multiplier * (1.0 + ROUNDING + math.sqrt(len(clipped_sum)) * GRID) / GRID  # in steps
+    size, step = len(clipped_sum), GRID * clip_norm
+    deviation = noise_multiplier * (1.0 + ROUNDING + math.sqrt(size) * GRID) / GRID  # in steps of the grid
     if clipped_sum.device.type == "cpu":
-        noise = torch.from_numpy(random.normal(len(clipped_sum), deviation))
+        drawn = torch.from_numpy(_drawn(size, deviation, random))
     else:
-        noise = _drawn_on(clipped_sum.device, len(clipped_sum)).mul_(deviation)
-    return noise.round_().add_((clipped_sum * (1.0 / step)).round_()).mul_(step)
+        drawn = _drawn_on(clipped_sum.device, size).mul_(deviation).round_()
+    drawn.add_((clipped_sum / step).round_())
+    return torch.mul(drawn, step, out=drawn).to(clipped_sum.dtype)
+
+
+def _drawn(size: int, deviation: float, random: SecretRandom) -> NDArray[np.float64]:
+    values = np.empty(size)
+    for start in range(0, size, _AT_ONCE):
+        some = values[start : start + _AT_ONCE]
+        np.rint(random.normal(len(some), deviation), out=some)
+    return values
 
 
 def _drawn_on(device: torch.device, count: int) -> torch.Tensor:

@@ -37,6 +37,7 @@ class Plan:
     Args:
         parameters: the model's own, and whether each was trained when the plan was made.
         layout: their places.
+        sizes: values of each parameter, in the order of the layout.
         owners: each layer with trainable parameters of its own, and their slots by the layer's names for them.
         by_differentiation: names of layers that have no closed form here.
         aligned: whether every row of every matrix product is a multiple of 16 bytes.
@@ -45,6 +46,7 @@ class Plan:
 
     parameters: tuple[tuple[nn.Parameter, bool], ...]
     layout: Layout
+    sizes: tuple[int, ...]
     owners: Mapping[nn.Module, Mapping[str, Slot]]
     by_differentiation: tuple[str, ...]
     aligned: bool
@@ -81,7 +83,7 @@ class Rows:
         """Return the records' rows of a tensor over all rows."""
         if self.place is not None:
             return values[self.place]
-        return values if len(values) == len(self.y) else values[: len(self.y)]
+        return values if values.shape[0] == self.y.shape[0] else values[: self.y.shape[0]]
 
 
 def plan_of(model: nn.Module) -> Plan:
@@ -117,6 +119,7 @@ def _planned(model: nn.Module) -> Plan:
     return Plan(
         parameters=tuple((p, p.requires_grad) for p in model.parameters()),
         layout=layout,
+        sizes=tuple(slot.size for slot in layout.slots),
         owners=owners,
         by_differentiation=tuple(open_form),
         aligned=aligned,
@@ -141,35 +144,40 @@ def parts(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Locat
 
 def _layer_by_layer(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
     found: list[Located] = []
-    roots: list[torch.Tensor] = []
+    asked: list[torch.Tensor] = []
+    together: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
     called: dict[nn.Module, int] = {}
 
+    def add(layer: nn.Module, a: torch.Tensor, g: torch.Tensor) -> None:
+        slots = plan.owners[layer]
+        found.extend(Located(part=part, slots=slots) for part in parts_of(layer, a, rows.own(g), rows.units, slots))
+
     def record(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        called[layer] = called.get(layer, 0) + 1
-        if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor) or not isinstance(output, torch.Tensor):
-            called[layer] += 2
+        simple = len(inputs) == 1 and isinstance(inputs[0], torch.Tensor) and isinstance(output, torch.Tensor)
+        called[layer] = called.get(layer, 0) + (1 if simple else 2)
+        if not simple:
             return
         a = rows.own(inputs[0].detach())
-
-        def receive(g: torch.Tensor) -> None:
-            for part in parts_of(layer, a, rows.own(g), rows.units):
-                found.append(Located(part=part, slots=plan.owners[layer]))
-
-        output.register_hook(receive)
+        if output.ndim == 2:  # one place a row: input and gradient are kept until the sum is made, in any case
+            together.append((layer, a, output))
+            return
+        output.register_hook(lambda g: add(layer, a, g))
         if not inputs[0].requires_grad:
-            roots.append(output)
+            asked.append(output)
 
     with _hooked(plan.owners, record), autocast(rows.x.device):
         out = model(rows.x)
-    values_N = loss(rows.own(out).to(torch.promote_types(out.dtype, torch.float32)), rows.y)
+    values_N = loss(rows.own(out if out.dtype in (torch.float32, torch.float64) else out.float()), rows.y)
     for layer in plan.owners:
         if called.get(layer) != 1:
             plan.obstacles.append(f"{type(layer).__name__} is not called once, with one input and one output")
-    if plan.obstacles or not roots:
+    if plan.obstacles:
         return []
     total = values_N.sum() if rows.weight_N is None else (values_N * rows.weight_N).sum()
-    with torch.no_grad():
-        torch.autograd.grad(total, roots, allow_unused=True)
+    by_output = torch.autograd.grad(total, [*(output for _, _, output in together), *asked], allow_unused=True)
+    for (layer, a, _), g in zip(together, by_output, strict=False):
+        if g is not None:
+            add(layer, a, g)
     return found
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios against the honest alternative, measured in turn in one run."""

@@ -1,0 +1,357 @@
+"""What a private step costs beside an ordinary one of the same network: `fedsilo-simulate bench training`.
+
+A step is all that training does from batch to new weights: gradient, clipping, noise, optimiser. Every way takes its
+turn lap by lap on the same batch; a ratio is the median over laps. Peak memory is that of a process of its own,
+forked from this one, above what it began with.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from opacus import PrivacyEngine
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from client.data.records import Part
+from client.models.base import flat_parameters
+from client.training import local
+from client.training.device import keep_freed_memory
+from client.training.passes import plan_of
+from simulations.bench.machine import in_turn, machine, ratio
+from simulations.bench.networks import Network, networks
+from strategies.optimizers import Sgd
+
+Step = Callable[[], object]
+_LR, _CLIP, _SIGMA = 0.1, 1.0, 1.0
+_MEMORY_STEPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One way to train one network.
+
+    Args:
+        network: its name.
+        batch: rows of a step.
+        engine: the way.
+        device: cpu or cuda.
+        ms: milliseconds of a step, the median over laps.
+        ratio_to_plain: of the time of a step.
+        peak_bytes: memory above that before the first step; None where it was not measured.
+        peak_to_plain: the same over that of `plain`.
+        fell_back: layers of ours without a closed form.
+        error: why there are no figures.
+    """
+
+    network: str
+    batch: int
+    engine: str
+    device: str
+    ms: float | None = None
+    ratio_to_plain: float | None = None
+    peak_bytes: int | None = None
+    peak_to_plain: float | None = None
+    fell_back: tuple[str, ...] = ()
+    error: str | None = None
+
+
+def bench(*, names: Sequence[str], batches: Sequence[int], laps: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Return `machine` and `rows`.
+
+    Args:
+        names: networks.
+        batches: rows of a step.
+        laps: how often each way takes its turn.
+        tell: is told what comes.
+    """
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    facts = machine()
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    rows: list[Row] = []
+    for device in devices:
+        for name in names:
+            for batch in batches:
+                tell(f"{name}, batch {batch}, {device}")
+                rows += _measured(name, batch, torch.device(device), laps)
+    return {"machine": facts, "rows": [asdict(row) for row in rows]}
+
+
+def _measured(name: str, batch: int, device: torch.device, laps: int) -> list[Row]:
+    network = networks()[name]
+    ways: dict[str, Step] = {}
+    rows: dict[str, Row] = {}
+    for engine, make in _ENGINES.items():
+        row = Row(network=name, batch=batch, engine=engine, device=device.type)
+        try:
+            step = make(network, batch, device)
+            step()
+        except Exception as error:  # noqa: BLE001 - another engine may not know a network; the row says so
+            rows[engine] = Row(**asdict(row) | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]})
+            continue
+        ways[engine], rows[engine] = step, row
+    seconds = in_turn(ways, laps=laps, steps=_steps(ways["plain"]))
+    peaks = {engine: _peak_bytes(engine, name, batch, device) for engine in ways}
+    fell_back = tuple(plan_of(network.ours()).by_differentiation) + tuple(plan_of(network.ours()).obstacles)
+    for engine, laps_s in seconds.items():
+        peak, plain = peaks[engine], peaks["plain"]
+        rows[engine] = Row(
+            **asdict(rows[engine])
+            | {
+                "ms": round(1000 * float(np.median(laps_s)), 3),
+                "ratio_to_plain": round(ratio(laps_s, seconds["plain"]), 3),
+                "peak_bytes": peak,
+                "peak_to_plain": round(peak / plain, 2) if peak and plain else None,
+                "fell_back": fell_back if engine == "fedsilo" else (),
+            }
+        )
+    return list(rows.values())
+
+
+def _steps(plain: Step) -> int:
+    """Return how many steps make about a tenth of a second."""
+    (lap,) = in_turn({"plain": plain}, laps=1, steps=5)["plain"]
+    return int(min(40, max(2, 0.1 / lap)))
+
+
+# --- engines ------------------------------------------------------------------------------------------------
+
+
+def _plain(network: Network, batch: int, device: torch.device) -> Step:
+    model, (x, y) = network.plain().to(device), _batch(network, batch, device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=_LR)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        _wait(device)
+
+    return step
+
+
+def _fedsilo(network: Network, batch: int, device: torch.device) -> Step:
+    model, (x, y) = network.ours().to(device), _batch(network, batch, device)
+    plan = local.Plan(
+        private=True,
+        sampling_rate=1.0,
+        steps=10**9,
+        expected_batch_size=batch,
+        max_records_per_unit=1,
+        clip_norm=_CLIP,
+        noise_multiplier=_SIGMA,
+        optimizer=Sgd(lr=_LR),
+        seed=0,
+    )
+    part = Part(x=x, y=y, unit_of_row=np.arange(batch))
+    gradients = local.gradients_of_steps(model.train(), part, network.shape, plan, device)
+    weight = flat_parameters(model)
+    weight.grad = torch.zeros_like(weight)
+    optimizer, grad = torch.optim.SGD([weight], lr=_LR), weight.grad
+
+    def step() -> None:
+        grad.copy_(next(gradients))
+        optimizer.step()
+        _wait(device)
+
+    return step
+
+
+def _vmap(network: Network, batch: int, device: torch.device) -> Step:
+    model, (x, y) = network.opacus().to(device).train(), _batch(network, batch, device)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=_LR)
+
+    def of_row(some: dict[str, torch.Tensor], x_1: torch.Tensor, y_1: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, some, (x_1[None],)), y_1[None])
+
+    each = torch.func.vmap(torch.func.grad(of_row), in_dims=(None, 0, 0))
+
+    def step() -> None:
+        rows = each(parameters, x, y)
+        norm_B = torch.stack([g.flatten(1).norm(dim=1) for g in rows.values()]).norm(dim=0)
+        factor_B = (_CLIP / norm_B).clamp_max(1.0)
+        for name, parameter in model.named_parameters():
+            total = torch.tensordot(factor_B, rows[name], dims=1)
+            parameter.grad = (total + _SIGMA * _CLIP * torch.randn_like(total)) / batch
+        optimizer.step()
+        _wait(device)
+
+    return step
+
+
+def _opacus(mode: str) -> Callable[[Network, int, torch.device], Step]:
+    def make(network: Network, batch: int, device: torch.device) -> Step:
+        x, y = _batch(network, batch, device)
+        model, criterion = network.opacus().to(device), nn.CrossEntropyLoss()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = PrivacyEngine().make_private(
+                module=model,
+                optimizer=torch.optim.SGD(model.parameters(), lr=_LR),
+                criterion=criterion,
+                data_loader=DataLoader(TensorDataset(x, y), batch_size=batch),
+                noise_multiplier=_SIGMA,
+                max_grad_norm=_CLIP,
+                poisson_sampling=False,
+                grad_sample_mode=mode,
+            )
+        model, optimizer, *rest = made
+        loss = rest[0] if mode == "ghost" else criterion
+
+        def step() -> None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                optimizer.zero_grad()
+                loss(model(x), y).backward()
+                optimizer.step()
+            _wait(device)
+
+        return step
+
+    return make
+
+
+_ENGINES: dict[str, Callable[[Network, int, torch.device], Step]] = {
+    "plain": _plain,
+    "fedsilo": _fedsilo,
+    "opacus-hooks": _opacus("hooks"),
+    "opacus-ghost": _opacus("ghost"),
+    "opacus-ew": _opacus("ew"),
+    "vmap": _vmap,
+}
+
+
+def _batch(network: Network, rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = network.batch(rows)
+    return x.to(device), y.to(device)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+
+def _peak_bytes(engine: str, name: str, batch: int, device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return _peak_on_gpu(engine, name, batch, device)
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=_peak_of_process, args=(send, engine, name, batch))
+    child.start()
+    send.close()
+    try:
+        return int(receive.recv())
+    except EOFError:
+        return None
+    finally:
+        child.join()
+
+
+def _peak_on_gpu(engine: str, name: str, batch: int, device: torch.device) -> int:
+    step = _ENGINES[engine](networks()[name], batch, device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(_MEMORY_STEPS):
+        step()
+    return int(torch.cuda.max_memory_allocated(device) - before)
+
+
+def _peak_of_process(send: Any, engine: str, name: str, batch: int) -> None:
+    step = _ENGINES[engine](networks()[name], batch, torch.device("cpu"))
+    release = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if release is not None:
+        release(0)  # else the step would use what the parent has freed, and the peak would not show it
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from what is there now
+    before = _status("VmRSS")
+    for _ in range(_MEMORY_STEPS):
+        step()
+    send.send(_status("VmHWM") - before)
+    send.close()
+    os._exit(0)  # what the parent registered to run at its end is not for this process
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+# --- what is shown ------------------------------------------------------------------------------------------
+
+
+def table_rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the lines of a table: network, batch, engine, milliseconds, ratio, peak memory, note."""
+    for row in result["rows"]:
+        on = "" if row["device"] == "cpu" else f" ({row['device']})"
+        yield (
+            row["network"] + on,
+            str(row["batch"]),
+            row["engine"],
+            "" if row["ms"] is None else f"{row['ms']:.2f}",
+            "" if row["ratio_to_plain"] is None else f"{row['ratio_to_plain']:.2f}",
+            "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}",
+            "" if row["peak_to_plain"] is None else f"{row['peak_to_plain']:.2f}",
+            row["error"] or ", ".join(row["fell_back"]),
+        )
+
+
+COLUMNS = ("network", "batch", "engine", "ms", "of plain", "peak MiB", "of plain", "note")
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw the ratios, one group of bars a network and batch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [row for row in result["rows"] if row["engine"] != "plain"]
+    groups = list(dict.fromkeys((row["network"], row["batch"], row["device"]) for row in rows))
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
+    found = {(row["network"], row["batch"], row["device"], row["engine"]): row["ratio_to_plain"] for row in rows}
+    figure, axes = plt.subplots(figsize=(max(7.0, 1.3 * len(groups)), 4.2), layout="constrained")
+    wide = 0.82 / len(engines)
+    colors = ["#0f5c8c", "#5aa2cf", "#8c8c8c", "#b5b5b5", "#d2d2d2", "#e0c48c"]
+    for k, engine in enumerate(engines):
+        heights = [found.get((*group, engine)) or 0.0 for group in groups]
+        places = np.arange(len(groups)) + (k - (len(engines) - 1) / 2) * wide
+        bars = axes.bar(places, heights, wide * 0.92, label=engine, color=colors[k % len(colors)])
+        if engine == "fedsilo":
+            axes.bar_label(bars, labels=[f"{h:.1f}" if h else "" for h in heights], fontsize=7, padding=1)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_yscale("log")
+    ticks = [0.5, 1, 2, 5, 10, 20, 50]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xticks(range(len(groups)), [f"{n}\n{b}{'' if d == 'cpu' else ' ' + d}" for n, b, d in groups], fontsize=8)
+    axes.set_ylabel("time of a step, over an ordinary one")
+    axes.set_xlabel("network and rows of a step")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper left")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def write(result: dict[str, Any], folder: Path) -> None:
+    """Write `training.json` and `training.svg`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "training.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    draw(result, folder / "training.svg")
