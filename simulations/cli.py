@@ -33,6 +33,11 @@ app = typer.Typer(
     epilog="Example: fedsilo-simulate run breast-cancer --set privacy.epsilon=1",
 )
 _LIST_WIDTH = 240
+_LATER_BENCHMARKS = {
+    "simulation": "the engines of simulations",
+    "secagg": "secure aggregation",
+    "aggregation": "the robust strategies",
+}
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout and nothing else.")]
 
 
@@ -163,8 +168,10 @@ def bench_command(
     as_json: Json = False,
 ) -> None:
     """Measure what a private training step costs beside an ordinary one, and beside other engines."""
+    if what not in ("training", *_LATER_BENCHMARKS):
+        raise SettingError(f"bench {what} is not allowed; {nearest(what, ('training', *_LATER_BENCHMARKS))}")
     if what != "training":
-        raise not_built(f"fedsilo-simulate bench {what}", "a later part")
+        raise not_built(f"fedsilo-simulate bench {what}", _LATER_BENCHMARKS[what])
     from simulations.bench import training
     from simulations.bench.networks import networks
 
@@ -186,6 +193,8 @@ def bench_command(
     for row in training.table_rows(result):
         table.add_row(*row)
     shown = Console(highlight=False)
+    if not shown.is_terminal:
+        shown = Console(highlight=False, width=_LIST_WIDTH)
     shown.print(table)
     shown.print(f"{result['machine']['processor']}, one thread, torch {torch_version(result)}: {out}", soft_wrap=True)
 

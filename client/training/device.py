@@ -94,9 +94,9 @@ def _row_bytes(model: nn.Module, x: torch.Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = model(x.new_zeros(_LEAST_ROWS, *x.shape[1:]))
+        out = model(x.new_zeros(1, *x.shape[1:]))
     del out
-    return max(1, 3 * sum(kept.values()) // _LEAST_ROWS)
+    return max(1, 3 * sum(kept.values()))
 
 
 def free_bytes(device: torch.device) -> int:

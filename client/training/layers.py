@@ -335,9 +335,9 @@ def _scaled(normal: torch.Tensor, g: torch.Tensor, units: Units, names: Names, o
     """Layers that end in weight * normal + bias, over the last `own` dimensions."""
     over = tuple(range(1, g.ndim - own))
     parts: list[Part] = []
-    for name, by in (("weight", lambda: normal * g), ("bias", lambda: g)):
+    for name, by in (("weight", lambda: normal.mul_(g)), ("bias", lambda: g)):
         if name in names:
-            per_row = by().sum(over) if over else by()
+            per_row = by().sum(over) if over else by()  # type: ignore[no-untyped-call]
             parts.append(Explicit(name=name, values_UP=units.added(per_row.reshape(len(g), -1))))
     return parts
 
@@ -347,7 +347,7 @@ def _group_norm(layer: nn.GroupNorm, a: torch.Tensor, g: torch.Tensor, units: Un
     g_NCS = g.flatten(2)
     if "weight" in names:
         normal = F.group_norm(a, layer.num_groups, None, None, layer.eps).flatten(2)
-        parts.append(Explicit(name="weight", values_UP=units.added((normal * g_NCS).sum(2))))
+        parts.append(Explicit(name="weight", values_UP=units.added(normal.mul_(g_NCS).sum(2))))
     if "bias" in names:
         parts.append(Explicit(name="bias", values_UP=units.added(g_NCS.sum(2))))
     return parts
@@ -374,7 +374,7 @@ def _any_layer(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units,
 
     with torch.enable_grad():
         try:
-            found = torch.func.vmap(torch.func.grad(pulled), in_dims=(None, 0, 0), randomness="different")(own, a, g)  # type: ignore[no-untyped-call]
+            found = torch.func.vmap(torch.func.grad(pulled), in_dims=(None, 0, 0), randomness="different")(own, a, g)
         except (RuntimeError, ValueError, TypeError):  # an operation that cannot be vectorised
             rows = [torch.autograd.grad(pulled(own, *row), list(own.values())) for row in zip(a, g, strict=True)]
             found = dict(zip(own, map(torch.stack, zip(*rows, strict=True)), strict=True))

@@ -161,7 +161,8 @@ def _layer_by_layer(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> 
         if output.ndim == 2:  # one place a row: input and gradient are kept until the sum is made, in any case
             together.append((layer, a, output))
             return
-        output.register_hook(lambda g: add(layer, a, g))
+        held = [a]  # let go as soon as it has been used, as autograd does with what it saved
+        output.register_hook(lambda g: add(layer, held.pop(), g))
         if not inputs[0].requires_grad:
             asked.append(output)
 
