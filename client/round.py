@@ -22,7 +22,7 @@ from client.data.records import Records
 from client.ledger import Ledger
 from client.models.base import MODELS, Shape, build, layout_of, load_weights
 from client.silo import Silo
-from client.training.device import prepared
+from client.training.device import device_of, prepared
 from client.training.evaluation import evaluate
 from client.training.local import Plan
 from client.training.local import train as train_locally
@@ -171,16 +171,16 @@ def train(jobs: Sequence[Job]) -> list[Result]:
 
 def _train_one(job: Job) -> Result:
     study, shape = job.study, Shape.of_study(job.study)
-    device, sentence = prepared(job.silo.settings.device)
-    job.silo.log(logging.INFO, f"run {job.manifest.run[:8]} round {job.round}: trains {sentence}")
+    device, plan = device_of(job.silo.settings.device), plan_of(study, job.silo.name, job.round)
     module = build(study.model, shape, study.file.study.seed).to(device)
     load_weights(module, job.weights)
+    rows = plan.expected_batch_size * plan.max_records_per_unit
+    where = prepared(module, job.records.train.x, rows, device)
+    job.silo.log(logging.INFO, f"run {job.manifest.run[:8]} round {job.round}: trains {where}")
     seen = evaluate(module, job.records.held_out, shape, study)
     sentence = f"run {job.manifest.run[:8]} round {job.round}: model received has {_shown(seen.metrics)}"
     job.silo.log(logging.INFO, sentence)
-    after = train_locally(
-        module, job.records.train, shape, plan_of(study, job.silo.name, job.round), study.strategy, job.aux
-    )
+    after = train_locally(module, job.records.train, shape, plan, study.strategy, job.aux)
     before = torch.from_numpy(np.array(job.weights))
     contribution = study.strategy.update(before, torch.from_numpy(after), job.aux)
     return Result(contribution=contribution, counts=seen.counts)

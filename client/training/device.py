@@ -10,19 +10,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from client.models.base import Inputs
 from strategies.errors import SettingError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT_BYTES = 2**30
+_SMALL_BYTES = 2 * 2**20  # threads of smaller steps wait for each other longer than they work
+_MOST_THREADS = 8
 _LEAST_ROWS, _MOST_ROWS = 16, 1024  # more at once is no faster on any device that was tried
 _SHARE = 0.5  # of free memory that one pass may take
 _UNKNOWN_BYTES = 2 * 2**30  # where the system does not tell
 
 
-def prepared(setting: str) -> tuple[torch.device, str]:
-    """Return the device that a silo's setting names (`auto` is a GPU where there is one), and what to say of it.
-
-    Matrix products of norms and sums are kept from TF32, whose 10 bits of mantissa no rounding margin covers.
+def device_of(setting: str) -> torch.device:
+    """Return the device that a silo's setting names: `auto` is a GPU where there is one.
 
     Raises:
         SettingError: there is no such device here.
@@ -37,11 +38,32 @@ def prepared(setting: str) -> tuple[torch.device, str]:
         raise SettingError(
             f"device = {setting!r}: this machine shows {torch.cuda.device_count()} CUDA devices; write 'auto' or 'cpu'"
         )
+    return device
+
+
+def prepared(model: nn.Module, x: Inputs | torch.Tensor, rows: float, device: torch.device) -> str:
+    """Set memory, precision and threads for training `model`, and return what to say of it in the run's log.
+
+    Matrix products of norms and sums are kept from TF32, whose 10 bits of mantissa no rounding margin covers.
+
+    Args:
+        model: on the device.
+        x: inputs like those that it will see; their values are not looked at.
+        rows: expected rows of a step.
+        device: of the model.
+    """
     keep_freed_memory()
-    if device.type == "cpu":
-        return device, f"on CPU with {torch.get_num_threads()} threads ({_why()})"
-    torch.backends.cuda.matmul.allow_tf32 = False
-    return device, f"on {torch.cuda.get_device_name(device)}"
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        return f"on {torch.cuda.get_device_name(device)}"
+    if "OMP_NUM_THREADS" in os.environ:
+        return f"on CPU with {torch.get_num_threads()} threads, as OMP_NUM_THREADS says"
+    kept_bytes = rows * _row_bytes(model, x[:0])
+    if kept_bytes < _SMALL_BYTES:
+        torch.set_num_threads(1)
+        return f"on CPU with 1 thread: a step of {kept_bytes / 2**20:.1f} MiB is too small to divide"
+    torch.set_num_threads(min(_MOST_THREADS, os.cpu_count() or 1))
+    return f"on CPU with {torch.get_num_threads()} threads: one a core, at most {_MOST_THREADS}"
 
 
 def keep_freed_memory() -> None:
@@ -54,10 +76,6 @@ def keep_freed_memory() -> None:
     if set_option is not None:
         set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-
-
-def _why() -> str:
-    return "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else "one a core"
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
