@@ -120,7 +120,8 @@ def _warnings(records: Records, study: Study) -> list[str]:
             f"this silo has {records.train.units} training units, fewer than the study's expected batch of "
             f"{expected:g}: its updates are mostly noise"
         )
-    if study.file.study.task == "classification" and len(torch.unique(records.train.y)) < 2:
+    y = records.train.y
+    if study.file.study.task == "classification" and bool((y == y[:1]).all()):
         found.append("this silo's training records are all of one class: its updates pull towards that class")
     return found
 

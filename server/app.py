@@ -150,6 +150,7 @@ def _evaluator(study: Study, shape: Shape, path: Path) -> Evaluate:
             for name in groups:
                 codes[name].append(arrays[f"group/{name}"].numpy())
         all_scores, all_labels = np.concatenate(scores), np.concatenate(labels)
+        scores.clear()  # there may be many
         named = {name: (groups[name], np.concatenate(codes[name])) for name in groups}
         return Measured(
             metrics=metrics.evaluate(all_scores, all_labels, study.metrics),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from client.data.records import Part
+from client.data.records import Part, places
 from client.models.base import Shape, build, layout_of, load_weights, predict, weights_of
 from client.training.losses import RowLoss, row_loss
 from simulations.silos import pooled
@@ -27,6 +27,7 @@ Metrics = dict[str, float | None]
 _LARGER_IS_WORSE = ("brier", "rmse", "mae", "loss")
 _EPOCHS, _PATIENCE, _BATCH = 200, 15, 64
 _STEPS_AT_MOST = 6000
+_LARGEST_BATCH, _CHECKED = 2**13, 2**15  # of data that stay on disk, whose rows are read one by one
 _LARGE, _CHECKED_AT_ONCE = 5000, 512
 _SECONDS = 40.0  # of training for each of the two rows; a large model on a slow machine stops there, at its best so far
 
@@ -60,11 +61,18 @@ def fit(study: Study, part: Part, test: Part, *, seconds: float = math.inf) -> M
     shape = Shape.of_study(study)
     module = build(study.model, shape, study.file.study.seed)
     random = np.random.default_rng([study.file.study.seed, 2])
-    aside = random.permutation(part.units)[: part.units // 10]
-    is_aside = np.isin(part.unit_of_row, aside)
-    train, check = np.flatnonzero(~is_aside), np.flatnonzero(is_aside)
+    units = np.arange(part.units, dtype=np.int32)
+    random.shuffle(units)
+    aside = np.zeros(part.units, dtype=bool)
+    aside[units[: part.units // 10]] = True
+    is_aside = aside[part.unit_of_row]
+    train, check = places(~is_aside), places(is_aside)
+    del units, is_aside  # there may be many rows, and what is held of each adds up
+    if len(check) > _CHECKED:
+        check = random.choice(check, _CHECKED, replace=False)
     if len(train):
         _train(module, shape, part, train, check, random, time.monotonic() + seconds)
+    del train, check
     values = metrics.evaluate(predict(module, test.x, shape), test.y.numpy(), study.metrics) if len(test.y) else {}
     values.pop("loss", None)
     return values
@@ -83,7 +91,7 @@ def _train(
     large = layout_of(module).size > _LARGE
     optimizer = torch.optim.Adam(module.parameters(), lr=0.002 if large else 0.01)
     best, best_weights, waited = np.inf, weights_of(module), 0
-    batch = max(_BATCH, len(train) // 64)
+    batch = min(max(_BATCH, len(train) // 64), _LARGEST_BATCH)
     epochs = max(1, min(_EPOCHS, _STEPS_AT_MOST * batch // len(train)))
     seen = check if len(check) else train
     for _ in range(epochs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -15,7 +15,9 @@ from strategies.errors import SettingError
 from strategies.spec import Registry, require
 
 LEAST_ROWS = 20  # a dirichlet partition is drawn again until each silo has as many
+OWNER = np.int32  # silos and places of units: there is one a row, and rows may be many
 _DRAWS = 10_000
+_ROWS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +29,14 @@ class Table:
         frame: the units' first rows.
     """
 
-    label: NDArray[np.int64]
+    label: NDArray[np.integer[Any]]
     frame: pl.DataFrame
 
 
 class Partition(Protocol):
     """Assigns units to silos."""
 
-    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int64]:
+    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int32]:
         """Return the silo of each unit, 0 to silos - 1."""
 
 
@@ -42,8 +44,11 @@ class Partition(Protocol):
 class Iid:
     """Units at random, in parts of equal size."""
 
-    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int64]:
-        return random.permutation(np.arange(len(table.label)) % silos)
+    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int32]:
+        owner = np.arange(len(table.label), dtype=OWNER)
+        owner %= silos
+        random.shuffle(owner)
+        return owner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +67,17 @@ class Dirichlet:
         require(0 < self.alpha < math.inf, "dirichlet.alpha", self.alpha, "a positive number")
         require(self.least >= 1, "dirichlet.least", self.least, "at least 1")
 
-    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int64]:
+    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int32]:
         least = min(self.least, len(table.label) // (2 * silos))
         for _ in range(_DRAWS):
-            owner = np.zeros(len(table.label), dtype=np.int64)
+            owner = np.zeros(len(table.label), dtype=OWNER)
             for label in np.unique(table.label):
-                units = random.permutation(np.flatnonzero(table.label == label))
+                units = np.flatnonzero(table.label == label).astype(OWNER)
+                random.shuffle(units)
                 shares = random.dirichlet(np.full(silos, self.alpha))
                 cuts = np.rint(np.cumsum(shares)[:-1] * len(units)).astype(int)
-                owner[units] = np.searchsorted(cuts, np.arange(len(units)), side="right")
+                for silo, mine in enumerate(np.split(units, cuts)):
+                    owner[mine] = silo
             if np.bincount(owner, minlength=silos).min() >= least:
                 return owner
         raise SettingError(
@@ -95,7 +102,7 @@ class Quantity:
         require(0 < self.alpha < math.inf, "quantity.alpha", self.alpha, "a positive number")
         require(self.least >= 1, "quantity.least", self.least, "at least 1")
 
-    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int64]:
+    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int32]:
         free = len(table.label) - self.least * silos
         if free < 0:
             raise SettingError(
@@ -103,7 +110,9 @@ class Quantity:
                 f"and each silo needs {self.least}; lower it"
             )
         sizes = self.least + random.multinomial(free, random.dirichlet(np.full(silos, self.alpha)))
-        return random.permutation(np.repeat(np.arange(silos), sizes))
+        owner = np.repeat(np.arange(silos, dtype=OWNER), sizes)
+        random.shuffle(owner)
+        return owner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +125,23 @@ class Natural:
 
     column: str
 
-    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int64]:
+    def assign(self, table: Table, silos: int, random: np.random.Generator) -> NDArray[np.int32]:
         if self.column not in table.frame.columns:
             raise SettingError(
                 f"simulation.partition = 'natural(column=\"{self.column}\")': the data set has no such "
                 f"column; it has {', '.join(table.frame.columns[:12])}"
             )
-        values = to_texts(table.frame[self.column]).fill_null("missing").to_list()
-        names = sorted(set(values))
+        column = table.frame[self.column]
+        names = sorted(set(to_texts(column.unique()).fill_null("missing").to_list()))
         if len(names) != silos:
             raise SettingError(
                 f"simulation.silos = {silos} is not allowed: column '{self.column}' has {len(names)} "
                 f"values; write silos = {len(names)}"
             )
-        index = {name: number for number, name in enumerate(names)}
-        return np.array([index[value] for value in values], dtype=np.int64)
+        numbers = list(range(len(names)))
+        slices = (column.slice(start, _ROWS_AT_ONCE) for start in range(0, len(column), _ROWS_AT_ONCE))
+        texts = (to_texts(some).fill_null("missing") for some in slices)
+        return np.concatenate([t.replace_strict(names, numbers, return_dtype=pl.Int32).to_numpy() for t in texts])
 
 
 PARTITIONS = Registry(kind="partition", classes=(Iid, Dirichlet, Quantity, Natural))

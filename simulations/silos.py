@@ -26,7 +26,7 @@ from client.data import images, sequences, signals, text
 from client.data.records import Joined, Part
 from client.data.schema import codes_of, to_texts
 from client.data.tables import check_columns, unit_keys
-from client.data.targets import target_columns
+from client.data.targets import smallest, target_columns
 from client.models.base import MODELS
 from simulations.datasets.base import DATASETS
 from simulations.partitions import PARTITIONS, Partition, Table
@@ -39,6 +39,7 @@ from strategies.study import Study
 BUDGET_EPSILON = 8.0
 ROOT = "records"  # name of the one data root of a simulated silo
 _LARGEST_BUDGET = 1000
+_ROWS_AT_ONCE = 2**20
 
 
 REGISTRIES = Registries(models=MODELS, datasets=DATASETS, partitions=PARTITIONS)
@@ -121,7 +122,8 @@ def _classes(study: Study, frame: pl.DataFrame) -> list[str]:
         several = [name for name in frame.columns if name.startswith("y_")]
         return [f"label {number}" for number in range(1, len(several) + 1)]
     (column,) = label_columns(study, frame)
-    texts = to_texts(frame[column].unique())  # few, where the rows may be many
+    slices = (some[column].unique() for some in frame.select(column).iter_slices(_ROWS_AT_ONCE))
+    texts = to_texts(pl.concat(slices).unique())  # few, where the rows may be many
     if texts.null_count():
         absent = to_texts(frame[column]).is_null()
         raise DataError(
@@ -200,20 +202,23 @@ def _owners(study: Study, frame: pl.DataFrame) -> NDArray[np.int32]:
         )
     partition: Partition = PARTITIONS.resolve(study.file.simulation.partition)
     random = np.random.default_rng([study.file.study.seed, 1])
-    owner = partition.assign(Table(label=_labels(units, study), frame=units), silos, random).astype(np.int32)
+    owner = partition.assign(Table(label=_labels(units, study), frame=units), silos, random)
     if unit is None:
         return owner
-    unit_keys(frame, unit)  # each row has its unit
+    if to_texts(frame[unit].unique()).null_count():
+        unit_keys(frame, unit)  # says how many rows have no unit
     owners = units.select(pl.col(unit).alias("unit"), pl.Series("owner", owner))
     found = frame.select(pl.col(unit).alias("unit")).join(owners, on="unit", how="left", maintain_order="left")
     return found["owner"].to_numpy()
 
 
-def _labels(rows: pl.DataFrame, study: Study) -> NDArray[np.int64]:
+def _labels(rows: pl.DataFrame, study: Study) -> NDArray[np.signedinteger[Any]]:
     if study.file.study.task != "classification":
-        return np.zeros(rows.height, dtype=np.int64)
+        return np.zeros(rows.height, dtype=np.int8)
     (column,) = label_columns(study, rows)
-    return codes_of(rows[column], study.file.data.classes or ())
+    classes = study.file.data.classes or ()
+    slices = rows.select(column).iter_slices(_ROWS_AT_ONCE)
+    return np.concatenate([codes_of(some[column], classes).astype(smallest(len(classes))) for some in slices])
 
 
 def _make_silo(folder: Path, study: Study, data: str) -> None:
@@ -268,7 +273,7 @@ def pooled(parts: Sequence[Part]) -> Part:
     """Return the concatenation of record parts, units kept apart."""
     import torch
 
-    offsets = np.cumsum([0, *(part.units for part in parts)])
+    offsets = np.cumsum([0, *(part.units for part in parts)], dtype=parts[0].unit_of_row.dtype)
     units = [part.unit_of_row + offset for part, offset in zip(parts, offsets, strict=False)]
     tensors = [part.x for part in parts if isinstance(part.x, torch.Tensor)]
     return Part(

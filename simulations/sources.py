@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import weakref
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -148,7 +148,8 @@ class TableSource:
             whole = read_table(self.path)
         else:
             few = batches(self.path, [name for name in needed if name in present], {})
-            whole = pl.concat([batch.with_columns(pl.col(pl.String).cast(pl.Categorical)) for batch in few])
+            # no row numbers: whoever writes the parts of a large file counts its rows as they pass
+            return pl.concat([batch.with_columns(pl.col(pl.String).cast(pl.Categorical)) for batch in few])
         return whole.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias(ROW_COLUMN))
 
     @property
@@ -164,12 +165,9 @@ class TableSource:
             _write_parts(self.frame, owner, files)
             return
         writers: dict[int, Any] = {}
-        seen = 0
         try:
-            for batch in batches(self.path, None, {}):
-                rows = np.arange(seen, seen + batch.height)
-                seen += batch.height
-                marked = batch.with_columns(pl.Series(ROW_COLUMN, rows))
+            for rows, together in _gathered(batches(self.path, None, {})):
+                marked = together.with_columns(pl.Series(ROW_COLUMN, rows))
                 for number in np.unique(owner[rows]):
                     part = marked.filter(pl.Series(owner[rows] == number)).to_arrow()
                     if number not in writers:
@@ -178,6 +176,20 @@ class TableSource:
         finally:
             for writer in writers.values():
                 writer.close()
+
+
+def _gathered(frames: Iterable[pl.DataFrame]) -> Iterator[tuple[Owner, pl.DataFrame]]:
+    """Yield larger frames, with the numbers of their rows: a file of many small row groups is slow to read."""
+    held: list[pl.DataFrame] = []
+    seen, rows = 0, 0
+    for frame in frames:
+        held.append(frame)
+        rows += frame.height
+        if sum(entry.estimated_size() for entry in held) >= _ROWS_AT_ONCE_BYTES:
+            yield np.arange(seen, seen + rows), pl.concat(held)
+            held, seen, rows = [], seen + rows, 0
+    if held:
+        yield np.arange(seen, seen + rows), pl.concat(held)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,8 +168,8 @@ def count(
     scores: Floats,
     labels: NDArray[np.generic],
     *,
-    unit_of_row: Codes,
-    groups: Mapping[str, Codes],
+    unit_of_row: NDArray[np.integer[Any]],
+    groups: Mapping[str, NDArray[np.integer[Any]]],
     usable: NDArray[np.bool_] | None = None,
 ) -> Floats:
     """Return the sum over units of the mean vector of each unit's records.
@@ -190,7 +191,8 @@ def count(
         places, values = _shares(layout, scores[rows], labels[rows])
         # towards zero on the grid: no vector grows, and sums of whole numbers are exact in any order
         ticks = np.trunc(values * weights[rows, None] / GRID)
-        for base, chosen in _blocks(layout, {name: codes[rows] for name, codes in groups.items()}, len(values)):
+        here = {name: codes[rows].astype(np.int64) for name, codes in groups.items()}
+        for base, chosen in _blocks(layout, here, len(values)):
             where = (places + base[:, None])[chosen]
             total += np.bincount(where.ravel(), ticks[chosen].ravel(), minlength=layout.size)
     return total * GRID

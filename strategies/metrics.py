@@ -8,7 +8,8 @@ the second class's probability (two classes, or one label) or of the largest one
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,11 @@ from numpy.typing import NDArray
 Scores = NDArray[np.float64]
 Labels = NDArray[np.generic]
 Codes = NDArray[np.int64]
+Truth = NDArray[np.bool_]
+Metric = Callable[[Scores, Labels], float]
 CALIBRATION_BINS = 15
+BLOCK = 2**16  # records that are looked at together
+MANY = 2**20  # records above which a ranking is counted in less memory than scikit-learn takes
 
 
 def evaluate(scores: Scores, labels: Labels, names: Iterable[str]) -> dict[str, float | None]:
@@ -105,95 +110,148 @@ def _indicator(scores: Scores, labels: Labels) -> Scores:
     return truth
 
 
-def _over_columns(metric: Callable[[Scores, Scores], float], scores: Scores, labels: Labels) -> float:
-    """The mean over the questions whose truth has both answers."""
-    asked, truth = columns(scores, labels)
-    both = [c for c in range(truth.shape[1]) if 0 < truth[:, c].sum() < len(truth)]
-    return _mean([metric(truth[:, c], asked[:, c]) for c in both])
+def _over_columns(metric: Callable[[Truth, Scores], float], scores: Scores, labels: Labels) -> float:
+    """The mean over the questions whose truth has both answers, one question at a time."""
+    values = []
+    for column in range(1 if scores.shape[1] == 2 and labels.ndim == 1 else 0, scores.shape[1]):
+        truth = labels[:, column] == 1 if labels.ndim == 2 else labels == column
+        if 0 < truth.sum() < len(truth):
+            values.append(metric(truth, scores[:, column]))
+    return _mean(values)
 
 
 def _auroc(scores: Scores, labels: Labels) -> float:
     from sklearn.metrics import roc_auc_score
 
-    return _over_columns(roc_auc_score, scores, labels)
+    return _over_columns(roc_auc_score if len(labels) <= MANY else auroc_of_many, scores, labels)
 
 
 def _auprc(scores: Scores, labels: Labels) -> float:
     from sklearn.metrics import average_precision_score
 
-    return _over_columns(average_precision_score, scores, labels)
+    return _over_columns(average_precision_score if len(labels) <= MANY else auprc_of_many, scores, labels)
+
+
+def auroc_of_many(truth: Truth, scores: Scores) -> float:
+    """Return the share of pairs (positive, negative) in the right order, ties half (Hanley & McNeil 1982).
+
+    The same number as scikit-learn's, in a fifth of its memory.
+    """
+    positive, negative = np.sort(scores[truth]), np.sort(scores[~truth])
+    won = 0.0
+    for (some,) in _blocks(positive):
+        below, up_to = (np.searchsorted(negative, some, side=side) for side in ("left", "right"))
+        won += float(below.sum() + up_to.sum()) / 2
+    return won / (len(positive) * len(negative))
+
+
+def auprc_of_many(truth: Truth, scores: Scores) -> float:
+    """Return the mean, over positives, of the precision at each one's own score: average precision, ties together."""
+    positive, negative = np.sort(scores[truth]), np.sort(scores[~truth])
+    total = 0.0
+    for (some,) in _blocks(positive):
+        hits, misses = (len(ranked) - np.searchsorted(ranked, some, side="left") for ranked in (positive, negative))
+        total += float((hits / (hits + misses)).sum())
+    return total / len(positive)
 
 
 def _f1(scores: Scores, labels: Labels) -> float:
     """The second class's F1 (two classes), else the mean over classes or labels that occur or were answered."""
-    from sklearn.metrics import f1_score
-
-    truth, answers = columns(scores, labels)[1], decisions(scores, labels)
-    return _mean([f1_score(truth[:, c], answers[:, c], zero_division=np.nan) for c in range(truth.shape[1])])
+    hits: Any = 0.0
+    wrong: Any = 0.0
+    for some, truth in _blocks(scores, labels):
+        asked, answers = columns(some, truth)[1], decisions(some, truth)
+        hits, wrong = hits + (asked * answers).sum(0), wrong + np.abs(asked - answers).sum(0)
+    return _mean(
+        [2 * hit / (2 * hit + miss) if hit + miss else math.nan for hit, miss in zip(hits, wrong, strict=True)]
+    )
 
 
 def _ece(scores: Scores, labels: Labels) -> float:
-    confidence, truth = confidences(scores, labels)
-    bins = calibration_bins(confidence)
-    gaps = [
-        np.abs(np.bincount(bins[:, c], truth[:, c] - confidence[:, c])).sum() / len(truth)
-        for c in range(truth.shape[1])
-    ]
-    return float(np.mean(gaps))
-
-
-def _accuracy(scores: Scores, labels: Labels) -> float:
-    return float((scores.argmax(1) == labels).mean())
+    total: Any = 0.0
+    for some, truth in _blocks(scores, labels):
+        confidence, came_true = confidences(some, truth)
+        bins = calibration_bins(confidence)
+        gaps = [
+            np.bincount(bins[:, c], came_true[:, c] - confidence[:, c], minlength=CALIBRATION_BINS)
+            for c in range(confidence.shape[1])
+        ]
+        total = total + np.array(gaps)
+    return float(np.abs(total).sum(1).mean() / len(labels))
 
 
 def _balanced_accuracy(scores: Scores, labels: Labels) -> float:
-    right = scores.argmax(1) == labels
+    right = np.concatenate([_right(some, truth) for some, truth in _blocks(scores, labels)])
     return _mean([float(right[labels == label].mean()) for label in np.unique(labels)])
-
-
-def _brier(scores: Scores, labels: Labels) -> float:
-    """Mean squared error of the second class's probability (two classes), or of all (Brier 1950) for more."""
-    squares = (scores - _indicator(scores, labels)) ** 2
-    return float(squares[:, 1].mean() if scores.shape[1] == 2 else squares.sum(1).mean())
-
-
-def _log_loss(scores: Scores, labels: Labels) -> float:
-    chosen = np.take_along_axis(scores, labels.astype(int)[:, None], axis=1)
-    return float(-np.log(np.clip(chosen, 1e-12, 1.0)).mean())
-
-
-def _label_loss(scores: Scores, labels: Labels) -> float:
-    chosen = np.where(labels.astype(bool), scores, 1 - scores)
-    return float(-np.log(np.clip(chosen, 1e-12, 1.0)).mean())
-
-
-def _squared_error(scores: Scores, labels: Labels) -> float:
-    return float(((scores[:, 0] - labels.astype(float)) ** 2).mean())
 
 
 def _r2(scores: Scores, labels: Labels) -> float:
     variance = float(np.var(labels.astype(float)))
-    return 1 - _squared_error(scores, labels) / variance if variance > 0 else math.nan
+    return 1 - _mean_of(_squared_error)(scores, labels) / variance if variance > 0 else math.nan
 
 
-Metric = Callable[[Scores, Labels], float]
+# --- means over records -------------------------------------------------------------------------------------
+
+
+def _blocks(*arrays: NDArray[Any]) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Yield rows of all arrays, so many at a time that what is computed of them needs little memory."""
+    for start in range(0, len(arrays[0]), BLOCK):
+        yield tuple(array[start : start + BLOCK] for array in arrays)
+
+
+def _mean_of(each: Callable[[Scores, Labels], NDArray[Any]]) -> Metric:
+    """Return the metric that is the mean of what `each` gives of every record."""
+
+    def metric(scores: Scores, labels: Labels) -> float:
+        means = [(len(truth), float(each(some, truth).mean())) for some, truth in _blocks(scores, labels)]
+        return means[0][1] if len(means) == 1 else sum(count * mean for count, mean in means) / len(labels)
+
+    return metric
+
+
+def _right(scores: Scores, labels: Labels) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = scores.argmax(1) == labels
+    return found
+
+
+def _brier(scores: Scores, labels: Labels) -> Scores:
+    """Squared error of the second class's probability (two classes), or of all (Brier 1950) for more."""
+    squares: Scores = (scores - _indicator(scores, labels)) ** 2
+    return squares[:, 1] if scores.shape[1] == 2 else squares.sum(1)
+
+
+def _log_loss(scores: Scores, labels: Labels) -> Scores:
+    chosen: Scores = np.take_along_axis(scores, labels.astype(int)[:, None], axis=1)
+    return -np.log(np.clip(chosen, 1e-12, 1.0))
+
+
+def _label_loss(scores: Scores, labels: Labels) -> Scores:
+    chosen: Scores = np.where(labels.astype(bool), scores, 1 - scores)
+    return -np.log(np.clip(chosen, 1e-12, 1.0))
+
+
+def _squared_error(scores: Scores, labels: Labels) -> Scores:
+    squares: Scores = (scores[:, 0] - labels.astype(float)) ** 2
+    return squares
+
+
 _RANKING: dict[str, Metric] = {"auroc": _auroc, "auprc": _auprc, "f1": _f1, "ece": _ece}
 _CLASSIFICATION: dict[str, Metric] = {
     **_RANKING,
-    "accuracy": _accuracy,
+    "accuracy": _mean_of(_right),
     "balanced_accuracy": _balanced_accuracy,
-    "brier": _brier,
-    "loss": _log_loss,
+    "brier": _mean_of(_brier),
+    "loss": _mean_of(_log_loss),
 }
 _MULTILABEL: dict[str, Metric] = {
     **_RANKING,
-    "accuracy": lambda scores, labels: float(((scores > 0.5) == labels.astype(bool)).mean()),
-    "brier": lambda scores, labels: float(((scores - labels.astype(float)) ** 2).mean()),
-    "loss": _label_loss,
+    "accuracy": _mean_of(lambda scores, labels: (scores > 0.5) == labels.astype(bool)),
+    "brier": _mean_of(lambda scores, labels: (scores - labels.astype(float)) ** 2),
+    "loss": _mean_of(_label_loss),
 }
 _REGRESSION: dict[str, Metric] = {
-    "rmse": lambda scores, labels: math.sqrt(_squared_error(scores, labels)),
-    "mae": lambda scores, labels: float(np.abs(scores[:, 0] - labels.astype(float)).mean()),
+    "rmse": lambda scores, labels: math.sqrt(_mean_of(_squared_error)(scores, labels)),
+    "mae": _mean_of(lambda scores, labels: np.abs(scores[:, 0] - labels.astype(float))),
     "r2": _r2,
-    "loss": _squared_error,
+    "loss": _mean_of(_squared_error),
 }

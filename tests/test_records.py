@@ -285,7 +285,7 @@ def test_truth_values_as_classes(tmp_path: Path) -> None:
     agreed = study(data__classes=[False, True])
     for yes, no in (("True", "False"), ("true", "false"), ("TRUE", "false")):
         loaded = load(tmp_path / "t.csv", f"age,code,label\n1,7,{yes}\n1,7,{no}\n", agreed)
-        assert loaded.y.tolist() == [1, 0] and loaded.y.dtype == np.int64
+        assert loaded.y.tolist() == [1, 0] and loaded.y.dtype == np.int8
     pl.DataFrame({"age": [1], "code": ["7"], "label": [True]}).write_parquet(tmp_path / "t.parquet")
     assert tabular.load(tmp_path / "t.parquet", agreed, {}, tmp_path).y.tolist() == [1]
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from client.data.records import Array, Positions
+from client.data.records import Array, Integers, Positions
 from client.data.schema import to_numbers, to_texts
 from client.data.tables import row_numbers
 from client.data.targets import targets
@@ -91,7 +91,7 @@ class Table:
     keys: pl.Series
     rows: Batch
 
-    def one_code_each(self, name: str, codes: Positions, at: Positions) -> Positions:
+    def one_code_each(self, name: str, codes: Integers, at: Positions) -> Integers:
         """Return the code of each record: that of its rows, without those that have none (-1).
 
         Args:
@@ -101,7 +101,7 @@ class Table:
         """
         known = codes >= 0
         codes, at = codes[known], at[known]
-        found = np.full(self.count, -1, dtype=np.int64)
+        found = np.full(self.count, -1, dtype=codes.dtype)
         record = self.rows.record[at]
         found[record[::-1]] = codes[::-1]  # the first row of a record is written last
         _same(name, codes, found[record], self.rows.row[at])

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from client.data.arrays import ROW_ARRAY, ArrayFile
-from client.data.records import Array, Keys, Loaded
+from client.data.records import Array, Integers, Keys, Loaded
 from client.data.schema import class_texts, codes_of, encode_numbers
 from client.data.tables import batches, check_columns, row_numbers, unit_keys
 from client.data.targets import classes_of, groups, targets
@@ -40,7 +40,7 @@ class Beside:
 
     y: Array
     keys: Keys
-    groups: Mapping[str, NDArray[np.int64]]
+    groups: Mapping[str, Integers]
 
     def with_inputs(self, x: torch.Tensor | Inputs, notes: tuple[str, ...] = ()) -> Loaded:
         """Return the records with these inputs."""

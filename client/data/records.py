@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.generic]
 Positions = NDArray[np.int64]
-Keys = pl.Series | Sequence[str] | NDArray[np.int64]
+Integers = NDArray[np.integer[Any]]  # of the smallest type that holds them: there is one a row
+Keys = pl.Series | Sequence[str] | Integers
 IN_MEMORY_BYTES = 64 * 2**20  # records that need more than this stay on disk
+_ROWS = np.dtype(np.int32)  # places of rows: a silo has fewer than 2^31
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +39,16 @@ class Part:
 
     Args:
         x: (rows, ...) inputs: a tensor, or something that reads rows from disk.
-        y: (rows,) int64 class indices; (rows, labels) float32 of 0 and 1 in multilabel; (rows,) float32 in regression.
+        y: (rows,) class indices in the smallest type that holds them; (rows, labels) float32 of 0 and 1 in multilabel;
+            (rows,) float32 in regression.
         unit_of_row: (rows,) unit of each row, numbered from 0 without gaps.
         groups: by group column, (rows,) index of the row's value among the study's values, -1 for none of them.
     """
 
     x: torch.Tensor | Inputs
     y: torch.Tensor
-    unit_of_row: NDArray[np.int64]
-    groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    unit_of_row: Integers
+    groups: Mapping[str, Integers] = field(default_factory=dict)
 
     @property
     def units(self) -> int:
@@ -88,7 +92,7 @@ class Loaded:
     x: torch.Tensor | Inputs
     y: Array
     keys: Keys
-    groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    groups: Mapping[str, Integers] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -97,10 +101,20 @@ def split(loaded: Loaded, *, seed: int, test_share: float) -> Records:
     names, unit_of_row = _units(loaded.keys)
     held_out = _held_out(names, seed, test_share)[unit_of_row]
     return Records(
-        train=_part(loaded, unit_of_row, np.flatnonzero(~held_out)),
-        held_out=_part(loaded, unit_of_row, np.flatnonzero(held_out)),
+        train=_part(loaded, unit_of_row, places(~held_out)),
+        held_out=_part(loaded, unit_of_row, places(held_out)),
         notes=loaded.notes,
     )
+
+
+def places(mask: NDArray[np.bool_]) -> Integers:
+    """Return where a mask is true, four bytes a place."""
+    found, count = np.empty(int(np.count_nonzero(mask)), dtype=_ROWS), 0
+    for start in range(0, len(mask), _BLOCK):
+        block = np.flatnonzero(mask[start : start + _BLOCK])
+        found[count : count + len(block)] = block + start
+        count += len(block)
+    return found
 
 
 def held_out_rows(keys: Keys, seed: int, share: float) -> NDArray[np.bool_]:
@@ -112,7 +126,7 @@ def held_out_rows(keys: Keys, seed: int, share: float) -> NDArray[np.bool_]:
     return _held_out(names, seed, share)[unit_of_row]
 
 
-def _held_out(names: pl.Series | NDArray[np.int64], seed: int, share: float) -> NDArray[np.bool_]:
+def _held_out(names: pl.Series | Integers, seed: int, share: float) -> NDArray[np.bool_]:
     threshold = int(share * 2**64)
 
     def side(key: object) -> bool:
@@ -122,21 +136,38 @@ def _held_out(names: pl.Series | NDArray[np.int64], seed: int, share: float) -> 
     return np.fromiter(map(side, names), dtype=bool, count=len(names))
 
 
-def _units(keys: Keys) -> tuple[pl.Series | NDArray[np.int64], Positions]:
+def _units(keys: Keys) -> tuple[pl.Series | Integers, Integers]:
     """Return the distinct keys, and the place of each row's key among them."""
     if isinstance(keys, np.ndarray):
-        return keys, np.arange(len(keys))
+        return keys, np.arange(len(keys), dtype=_ROWS)
     texts = pl.Series(keys, dtype=pl.String)
-    rank = texts.rank("dense").to_numpy()  # the leanest way there is: no objects, no table of texts
-    first, unit_of_row = np.unique(rank, return_index=True, return_inverse=True)[1:]
-    return texts[first], unit_of_row
+    unit_of_row = texts.rank("dense").to_numpy().astype(_ROWS) - _ROWS.type(1)  # the leanest way: no table of texts
+    return texts[_first_rows(unit_of_row, int(unit_of_row.max(initial=-1)) + 1)], unit_of_row
 
 
-def _part(loaded: Loaded, unit_of_row: Positions, rows: Positions) -> Part:
+def _first_rows(codes: Integers, count: int) -> Integers:
+    """Return the first place of each code from 0 to `count` - 1, or -1 for one that does not occur."""
+    first = np.full(count, -1, dtype=_ROWS)
+    first[codes[::-1]] = np.arange(len(codes), dtype=_ROWS)[::-1]  # of equal codes, the last one written stays
+    return first
+
+
+def _renumbered(codes: Integers, count: int) -> Integers:
+    """Return codes from 0 to `count` - 1 in numbers without gaps, in order of appearance."""
+    first = _first_rows(codes, count)
+    present = np.flatnonzero(first >= 0)
+    number = np.empty(count, dtype=_ROWS)
+    number[present[np.argsort(first[present])]] = np.arange(len(present), dtype=_ROWS)
+    return number[codes]
+
+
+def _part(loaded: Loaded, unit_of_row: Integers, rows: Integers) -> Part:
     import torch
 
-    first, units = np.unique(unit_of_row[rows], return_index=True, return_inverse=True)[1:]
-    units = np.argsort(np.argsort(first))[units]  # in order of appearance
+    if isinstance(loaded.keys, np.ndarray):  # each row is a unit of its own
+        units: Integers = np.arange(len(rows), dtype=_ROWS)
+    else:
+        units = _renumbered(unit_of_row[rows], int(unit_of_row.max(initial=-1)) + 1)
     chosen = torch.from_numpy(rows)
     x = loaded.x[chosen] if isinstance(loaded.x, torch.Tensor) else Selected(loaded.x, rows)
     groups = {name: codes[rows] for name, codes in loaded.groups.items()}
@@ -162,7 +193,7 @@ def positions(rows: slice | torch.Tensor | Positions, count: int) -> Positions:
 class Selected:
     """Some rows of other inputs."""
 
-    def __init__(self, inputs: Inputs, rows: Positions) -> None:
+    def __init__(self, inputs: Inputs, rows: Integers) -> None:
         self._inputs, self._rows = inputs, rows
 
     @property
@@ -318,7 +349,7 @@ class Spool:
     def append(self, rows: Array) -> None:
         """Add (rows, ...) of the shape and type that all batches have."""
         rows = np.ascontiguousarray(rows)
-        self._like = rows[:0]
+        self._like = rows[:0].copy()  # a view would keep the batch
         self._count += len(rows)
         if self._file is None:
             self._batches.append(rows)

@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from client.data.grouping import Batch, Beside, Clock, Numbers, Table, order_columns
-from client.data.records import Loaded, Positions, Spool, in_memory_if_small, positions
+from client.data.records import Integers, Loaded, Positions, Spool, in_memory_if_small, positions
 from client.data.schema import (
     MISSING,
     Tally,
@@ -160,7 +160,7 @@ class _Steps:
     record: NDArray[np.integer[Any]]
     time: NDArray[np.float64]
     longer: int
-    groups: Mapping[str, tuple[Positions, Positions]]
+    groups: Mapping[str, tuple[Integers, Positions]]
     notes: tuple[str, ...]
 
 
@@ -169,7 +169,7 @@ class _Rows:
 
     def __init__(self, study: Study, scratch: Path) -> None:
         self._study, self._spool, self._tally = study, Spool(scratch), Tally()
-        self._groups: list[dict[str, Positions]] = []
+        self._groups: list[dict[str, Integers]] = []
 
     def add(self, frame: pl.DataFrame, batch: Batch) -> None:
         """Encode one batch."""

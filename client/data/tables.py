@@ -17,12 +17,15 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from client.data.records import Integers
 from client.data.schema import to_texts
 from strategies.errors import DataError, nearest
 
 ROW_COLUMN = "__row__"  # where a record stood in the data set that a simulation was cut from
+_MOST_INT32 = 2**31 - 1
 _BATCH_ROWS = 2**16
 _BLOCK_BYTES = 2**20  # the reader holds about a hundred of them
+_BUFFER_BYTES = 2**16  # of each column of a Parquet file, so that a row group is never in memory as a whole
 
 
 def batches(path: Path, wanted: Sequence[str] | None, rename: Mapping[str, str]) -> Iterator[pl.DataFrame]:
@@ -79,21 +82,22 @@ def row_numbers(frame: pl.DataFrame, before: int = 0) -> NDArray[np.int64]:
     return np.arange(before + 1, before + frame.height + 1)
 
 
-def unit_keys(frame: pl.DataFrame, unit: str | None, before: int = 0) -> pl.Series | NDArray[np.int64]:
+def unit_keys(frame: pl.DataFrame, unit: str | None, before: int = 0) -> pl.Series | Integers:
     """Return each row's unit: the unit column's value as a text, or a number of the row's own.
 
     Raises:
         DataError: a unit is missing.
     """
     if unit is None:
-        return row_numbers(frame, before) - 1
+        rows = row_numbers(frame, before) - 1
+        return rows.astype(np.int32) if rows.max(initial=0) <= _MOST_INT32 else rows
     texts = to_texts(frame[unit])
     if texts.null_count():
         raise DataError(f"column '{unit}' has {texts.null_count()} rows without a unit; give each row its unit")
     return texts
 
 
-def joined_keys(keys: Sequence[pl.Series | NDArray[np.int64]]) -> pl.Series | NDArray[np.int64]:
+def joined_keys(keys: Sequence[pl.Series | Integers]) -> pl.Series | Integers:
     """Return the unit keys of all batches."""
     numbers = [batch for batch in keys if isinstance(batch, np.ndarray)]
     if numbers:
@@ -130,8 +134,9 @@ def _chosen(
 
 def _read(path: Path, names: Sequence[str], columns: list[str]) -> Iterator[pl.DataFrame]:
     if path.suffix.lower() == ".parquet":
-        with pa.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+        # reading ahead, which is the default, would hold all that has been read until the end of the file
+        with pa.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
                 yield _frame(batch)
         return
     types = {name: pa.int64() if name == ROW_COLUMN else pa.string() for name in names}

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from client.data.records import Array, Loaded, Spool
+from client.data.records import Array, Integers, Loaded, Spool
 from client.data.schema import Tally, encode
 from client.data.tables import batches, joined_keys, row_numbers, unit_keys
 from client.data.targets import groups, target_columns, targets
@@ -46,7 +45,7 @@ def encoded(frames: Iterable[pl.DataFrame], study: Study, scratch: Path, *, labe
     spool = Spool(scratch)
     tally = Tally()
     y: list[Array] = []
-    keys: list[pl.Series | NDArray[np.int64]] = []
+    keys: list[pl.Series | Integers] = []
     codes: list[dict[str, Array]] = []
     seen = 0
     for frame in frames:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from client.data.records import Array
+from client.data.records import Array, Integers
 from client.data.schema import MISSING, OUTSIDE, class_texts, codes_of, to_numbers, to_texts
 from strategies.errors import DataError
 from strategies.sections import CategoricalFeature
@@ -52,7 +53,7 @@ def targets(frame: pl.DataFrame, columns: list[str], study: Study, rows: NDArray
         DataError: a value is missing, no number, no class of the study, or no 0 or 1.
     """
     if not columns:
-        return np.zeros(frame.height, dtype=np.int64)
+        return np.zeros(frame.height, dtype=np.int8)
     match study.file.study.task:
         case "regression":
             values = to_numbers(columns[0], frame[columns[0]], rows)
@@ -61,16 +62,23 @@ def targets(frame: pl.DataFrame, columns: list[str], study: Study, rows: NDArray
         case "multilabel":
             return np.stack([_label(name, frame[name], rows) for name in columns], axis=1)
         case _:
-            return _classes(columns[0], frame[columns[0]], classes_of(study), rows)
+            classes = classes_of(study)
+            return _classes(columns[0], frame[columns[0]], classes, rows).astype(smallest(len(classes)))
 
 
-def groups(frame: pl.DataFrame, study: Study) -> dict[str, NDArray[np.int64]]:
+def smallest(count: int) -> np.dtype[np.signedinteger[Any]]:
+    """Return the smallest type that holds the numbers from -1 to `count`: signed, for torch takes others for masks."""
+    return np.min_scalar_type(-count - 1)
+
+
+def groups(frame: pl.DataFrame, study: Study) -> dict[str, Integers]:
     """Return the position of each row's value among the group column's values, -1 for none of them."""
     found = {}
     for name in study.file.evaluation.groups:
         feature = study.file.data.features[name]
         assert isinstance(feature, CategoricalFeature)
-        found[name] = np.maximum(codes_of(frame[name], feature.values), -1)
+        codes = np.maximum(codes_of(frame[name], feature.values), -1)
+        found[name] = codes.astype(smallest(len(feature.values)))
     return found
 
 

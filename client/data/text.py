@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from client.data.records import Array, Loaded, Spool
+from client.data.records import Array, Integers, Loaded, Spool
 from client.data.tables import batches, joined_keys, row_numbers, unit_keys
 from client.data.targets import groups, target_columns, targets
 from client.models.base import Shape
@@ -45,7 +45,7 @@ def load(path: Path, study: Study, rename: Mapping[str, str], scratch: Path, *, 
     wanted = dict.fromkeys([data.text, *labels, *([data.unit] if data.unit else []), *study.file.evaluation.groups])
     spool, empty, seen = Spool(scratch), 0, 0
     y: list[Array] = []
-    keys: list[pl.Series | NDArray[np.int64]] = []
+    keys: list[pl.Series | Integers] = []
     codes: list[Mapping[str, Array]] = []
     for frame in batches(path, list(wanted), rename):
         rows = row_numbers(frame, seen)

@@ -130,18 +130,20 @@ class _Rows:
     """Which rows belong to which unit."""
 
     def __init__(self, part: Part) -> None:
-        order = np.argsort(part.unit_of_row, kind="stable")
-        self._order = order
-        self._starts = np.searchsorted(part.unit_of_row[order], np.arange(part.units + 1))
-        self._single = part.units == len(order)
+        owner = part.unit_of_row
+        ordered = bool((owner[1:] >= owner[:-1]).all())
+        self._order = None if ordered else np.argsort(owner, kind="stable")
+        self._single = part.units == len(owner)
+        grouped = owner if self._order is None else owner[self._order]
+        self._starts = None if self._single else np.searchsorted(grouped, np.arange(part.units + 1))
 
     def of(self, units: NDArray[np.intp], most: int, source: _Source) -> tuple[torch.Tensor, NDArray[np.int64]]:
         """Return the rows of these units, at most `most` each (a fresh random choice), and the unit of each row."""
-        if self._single:
-            return torch.from_numpy(self._order[units]), units.astype(np.int64)
+        if self._starts is None:
+            return torch.from_numpy(self._placed(units)), units.astype(np.int64)
         chosen, owners = [], []
         for unit in units:
-            rows = self._order[self._starts[unit] : self._starts[unit + 1]]
+            rows = self._placed(np.arange(self._starts[unit], self._starts[unit + 1]))
             if len(rows) > most:
                 rows = rows[np.argsort(source.permutation_keys(len(rows)))[:most]]
             chosen.append(rows)
@@ -149,6 +151,9 @@ class _Rows:
         if not chosen:
             return torch.zeros(0, dtype=torch.int64), np.zeros(0, dtype=np.int64)
         return torch.from_numpy(np.concatenate(chosen)), np.concatenate(owners)
+
+    def _placed(self, positions: NDArray[np.intp]) -> NDArray[np.intp]:
+        return positions if self._order is None else self._order[positions].astype(np.intp)
 
 
 def _torch_optimizer(weight: torch.Tensor, optimizer: Optimizer) -> torch.optim.Optimizer:

@@ -26,7 +26,7 @@ def row_loss(shape: Shape) -> RowLoss:
     if not shape.class_weights:
         return plain
     weights = torch.tensor(shape.class_weights)
-    return lambda out, y: plain(out, y) * weights.to(out)[y]
+    return lambda out, y: plain(out, y) * weights.to(out)[y.long()]
 
 
 def _binary_cross_entropy(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -34,4 +34,4 @@ def _binary_cross_entropy(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def _cross_entropy(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(out, y, reduction="none")
+    return F.cross_entropy(out, y.long(), reduction="none")
