@@ -133,9 +133,9 @@ class _Rows:
         owner = part.unit_of_row
         ordered = bool((owner[1:] >= owner[:-1]).all())
         self._order = None if ordered else np.argsort(owner, kind="stable")
-        self._single = part.units == len(owner)
         grouped = owner if self._order is None else owner[self._order]
-        self._starts = None if self._single else np.searchsorted(grouped, np.arange(part.units + 1))
+        single = part.units == len(owner)
+        self._starts = None if single else np.searchsorted(grouped, np.arange(part.units + 1))
 
     def of(self, units: NDArray[np.intp], most: int, source: _Source) -> tuple[torch.Tensor, NDArray[np.int64]]:
         """Return the rows of these units, at most `most` each (a fresh random choice), and the unit of each row."""
