@@ -78,10 +78,10 @@ def make_keys(folder: Path, passphrases: Passphrases, *, simulated: bool = False
         raise SettingError(f"{folder} cannot be made: {error.strerror}") from None
     check_folder(folder)
     ledger, officer, transport = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate(), _p384()
-    _write_key(folder / "ledger.pem", ledger, passphrases.silo)
-    _write_key(folder / "officer.pem", officer, passphrases.officer)
-    _write_key(folder / "transport.pem", transport, passphrases.silo)
-    write_private(folder / "fingerprint.key", secrets.token_bytes(32))
+    _write_key(folder / "ledger.pem", ledger, passphrases.silo, durable=not simulated)
+    _write_key(folder / "officer.pem", officer, passphrases.officer, durable=not simulated)
+    _write_key(folder / "transport.pem", transport, passphrases.silo, durable=not simulated)
+    write_private(folder / "fingerprint.key", secrets.token_bytes(32), durable=not simulated)
     point = transport.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     return PublicKeys(ledger=public_hex(ledger), officer=public_hex(officer), transport=point.hex())
 
@@ -133,14 +133,14 @@ def fingerprint_key(folder: Path) -> bytes:
     return secret
 
 
-def write_pin(folder: Path, pins: Pins) -> None:
+def write_pin(folder: Path, pins: Pins, *, durable: bool = True) -> None:
     """Say which ledger is this silo's; once.
 
     Raises:
         SettingError: there is a pin already.
     """
     value = {"ledger_id": pins.ledger_id, "ledger_key": pins.ledger_key, "dpo_key": pins.dpo_key}
-    write_private(folder / "pin.json", dump(value))
+    write_private(folder / "pin.json", dump(value), durable=durable)
 
 
 def read_pin(folder: Path) -> Pins:
@@ -199,8 +199,8 @@ def read_private(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write a new file of mode 0600 durably; what is there already stays as it is.
+def write_private(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a new file of mode 0600, synced if it shall be durable; what is there already stays as it is.
 
     Raises:
         SettingError: the file is there already, or cannot be written.
@@ -211,9 +211,11 @@ def write_private(path: Path, data: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         os.link(part, path)  # fails where the name is taken, as a rename would not
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except FileExistsError:
         raise SettingError(f"{path} exists already and is never replaced; use a new folder") from None
     except OSError as error:
@@ -240,9 +242,9 @@ def _check_owner(path: Path, facts: os.stat_result, mode: int) -> None:
         raise SettingError(f"{path} has mode {found:04o}, so others may reach it; run chmod {mode:04o} {path}")
 
 
-def _write_key(path: Path, key: _PrivateKey, passphrase: bytes | None) -> None:
+def _write_key(path: Path, key: _PrivateKey, passphrase: bytes | None, *, durable: bool = True) -> None:
     protection = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
-    write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection))
+    write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection), durable=durable)
 
 
 def _read_key(path: Path, passphrase: bytes | None, simulated: bool) -> object:

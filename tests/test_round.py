@@ -116,7 +116,7 @@ def closing(**changes: Any) -> wire.Close:
 
 def kinds(silo: Silo) -> list[tuple[str, int]]:
     with silo.ledger() as ledger:
-        return [(entry.kind, entry.round) for entry in ledger.entries()]
+        return [(entry.kind, entry.round) for entry in ledger.entries() if entry.run]  # without genesis and data root
 
 
 def log_of(silo: Silo) -> str:

@@ -12,8 +12,9 @@ Guarantees: an open reservation is spent; nothing is ever taken off again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from strategies.errors import VerificationError
 from strategies.privacy.dataroot import covers
@@ -86,6 +87,10 @@ class Chain:
         """Return runs and rounds whose last step is `of`: reserve, or release (not acknowledged)."""
         return tuple(place for place, kinds in self.rounds.items() if next(reversed(kinds)) == of)
 
+    def strays(self) -> tuple[Head, ...]:
+        """Return the heads of lost lines that entries have named."""
+        return tuple(self._strays.values())
+
     def is_stray(self, head: Head) -> bool:
         """Return whether a head of this ledger shows a line that this chain lacks and that no restore has adopted.
 
@@ -139,7 +144,7 @@ class Chain:
 
     def _admit(self, entry: Entry) -> Callable[[], None]:
         """Return what the entry does to the chain, or raise when it may not stand here."""
-        expected = self._position(entry)
+        expected = self.next_position(entry.kind, entry.body)
         problem = (
             ("it is of another ledger" if entry.ledger_id != self.pins.ledger_id else "")
             or (f"its position is {entry.seq}" if entry.seq != expected else "")
@@ -158,11 +163,16 @@ class Chain:
         except VerificationError as error:
             raise ChainError(entry.seq, str(error)) from None
 
-    def _position(self, entry: Entry) -> int:
-        if entry.kind not in ("freeze", "restore"):
+    def next_position(self, kind: str, body: Mapping[str, Any]) -> int:
+        """Return where the next entry of a kind stands: after every head that it brings as evidence.
+
+        Raises:
+            ChainError: the evidence is not signed.
+        """
+        if kind not in ("freeze", "restore"):
             return self.seq + 1
         try:
-            heads = [SignedHead.from_value(value).head.seq for value in entry.body["heads"]]
+            heads = [SignedHead.from_value(value).head.seq for value in body["heads"]]
         except VerificationError as error:
             raise ChainError(self.seq + 1, str(error)) from None
         return max([self.seq, *heads]) + 1
