@@ -104,13 +104,13 @@ class LedgerFile:
         with self._locked():
             if self._replaced():
                 raise LedgerError(f"{self.path} was replaced by another file while it was open; open it again")
-            with self._errors():
-                self._connection.execute("BEGIN IMMEDIATE")
             try:
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield
                 self._connection.execute("COMMIT")
             except sqlite3.Error as error:
-                self._broken = True
+                # Another program may hold the file; all else has failed while writing, or while undoing a crash.
+                self._broken = getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY
                 self._roll_back()
                 raise LedgerError(f"{self.path} could not be written ({error}); nothing was acknowledged") from None
             except BaseException:

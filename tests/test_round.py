@@ -219,11 +219,10 @@ def test_a_retry_is_the_same_bytes_and_is_charged_once(silo: Silo) -> None:
         prepare(request(), STUDY, silo)
 
 
-def test_the_update_is_weighted_by_the_manifest(silo: Silo, monkeypatch: pytest.MonkeyPatch) -> None:
-    require = silo.policy.require.model_copy(update={"mechanism": "none"})
-    silo = replace(silo, policy=silo.policy.model_copy(update={"require": require}))
+def test_the_update_is_weighted_by_the_manifest(tmp_path: Path) -> None:
     plain = Study.parse(TEXT.replace("noise_multiplier = 2.0", 'mechanism = "none"'), REGISTRIES)
-    monkeypatch.setattr(Silo, "budget", lambda self: Budget(epsilon=math.inf, delta=1e-5))
+    silo = Silo.open(make_silos(plain, FRAME, tmp_path)[0])  # registered as public data
+    assert math.isinf(silo.budget().epsilon)
     roster = (Member(silo="silo-1", weight=2.5), *[Member(silo=f"silo-{number}", weight=1.0) for number in (2, 3)])
     once = trained(silo, request(study=plain), plain)
     other = "f" * 32
@@ -657,6 +656,7 @@ def test_no_text_of_an_error_leaves(
 
 
 def as_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
     path.mkdir()
 
 
