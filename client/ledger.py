@@ -268,8 +268,7 @@ class Ledger:
         """
         chain = self._book.view()
         self._book.require_usable()
-        self._book.signer = self._book.signer or self._book.place.key()
-        return sign_head(chain.head(), self._book.signer)
+        return sign_head(chain.head(), self._book.key(chain))
 
     def witness(self, receipts: Sequence[Receipt]) -> int:
         """Compare the ledger with heads that others have kept, and keep the receipts; return its position.
@@ -306,8 +305,7 @@ class Ledger:
             evidence = {head.head.hash: head for head in heads if chain.is_stray(head.head)}
             frost = self._book.frost
             if frost is not None and frost.head is not None and chain.is_stray(frost.head):
-                key = self._book.signer = self._book.signer or self._book.place.key()
-                evidence.setdefault(frost.head.hash, sign_head(frost.head, key))
+                evidence.setdefault(frost.head.hash, sign_head(frost.head, self._book.key(chain)))
             lost = [*chain.strays(), *(head.head for head in evidence.values())]
             body = {
                 "reason": reason,

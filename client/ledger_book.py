@@ -26,11 +26,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.filesystem import require_durable
 from client.keys import ledger_key, read_pin, sync_folder
 from client.ledger_file import Durability, LedgerFile
-from strategies.errors import LedgerError, VerificationError
+from strategies.errors import LedgerError, SettingError, VerificationError
 from strategies.privacy.budget import Budget
 from strategies.proof.canonical import dump, load
 from strategies.proof.chain import Chain, ChainError, Pins
-from strategies.proof.entries import Entry, Signed, read, read_spent, sign
+from strategies.proof.entries import Entry, Signed, public_hex, read, read_spent, sign
 from strategies.proof.heads import Head
 
 _MOST_KNOWN = 1024  # chains that a process remembers
@@ -113,7 +113,7 @@ class Book:
         self._known = _known.setdefault(identity, _Known())
         while len(_known) > _MOST_KNOWN:
             del _known[next(iter(_known))]
-        self.signer: Ed25519PrivateKey | None = None
+        self.signer: Ed25519PrivateKey | None = None  # read when something is signed; a handed over key at once
         self._file = LedgerFile(place.path, durable=place.durable)
         try:
             with self._known.lock:
@@ -249,11 +249,24 @@ class Book:
             ChainError: it may not stand here.
             SettingError: the ledger's key cannot be had.
         """
-        self.signer = self.signer or self.place.key()
-        signed = sign(next_entry(chain, kind, body, **fields), {"ledger": self.signer, **(beside or {})})
+        signed = sign(next_entry(chain, kind, body, **fields), {"ledger": self.key(chain), **(beside or {})})
         chain.extend(signed)
         self._file.append(signed.entry.seq, signed.line)
         return signed
+
+    def key(self, chain: Chain) -> Ed25519PrivateKey:
+        """Return the ledger's private key.
+
+        Raises:
+            SettingError: it cannot be had, or is not the key of this ledger.
+        """
+        if self.signer is None or public_hex(self.signer) != chain.ledger_key:
+            self.signer = self.place.key()
+        if public_hex(self.signer) != chain.ledger_key:
+            raise SettingError(
+                f"{self.place.keys / 'ledger.pem'} is not the key of this ledger; put the silo's own file back"
+            )
+        return self.signer
 
     def keep_sketch(self, data_root: str, macs: bytes) -> None:
         """Add the sketch of a data root's units, inside `writing`."""
