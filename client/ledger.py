@@ -17,19 +17,19 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client import fingerprint
+from client.balance import Balance, balance_of, require_budget
 from client.filesystem import HEAD_ROOM_BYTES
 from client.keys import fingerprint_key, write_pin
 from client.ledger_book import Book, Place, next_entry
 from client.ledger_file import Durability, LedgerFile
 from strategies.errors import LedgerError, Refusal, RefusalCode, SettingError
-from strategies.privacy.budget import Budget
-from strategies.privacy.dataroot import DataRoot, lacking, repeat
+from strategies.privacy.dataroot import DataRoot, lacking
 from strategies.privacy.events import Event
 from strategies.proof.chain import Chain, ChainError, Pins
 from strategies.proof.entries import Entry, events_value, public_hex, read, root_value, sign, spent_value
@@ -37,45 +37,6 @@ from strategies.proof.heads import Head, Receipt, SignedHead, sign_head
 
 __all__ = ["Balance", "Durability", "Entry", "Ledger", "Place"]
 _MOST_DELTA = 1e-5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Balance:
-    """What is left of a data root.
-
-    Args:
-        root: its registration.
-        limit: the policy's budget where it is not the registered one, else None.
-        events: all that was ever reserved, merged.
-    """
-
-    root: DataRoot
-    limit: Budget | None
-    events: tuple[Event, ...]
-
-    @property
-    def epsilon(self) -> float:
-        """The smaller of the registered budget and the policy's."""
-        return min(self.root.epsilon, self.limit.epsilon if self.limit else self.root.epsilon)
-
-    @property
-    def spent(self) -> float:
-        """The epsilon of all that was reserved, as the gate counts it, rounded up."""
-        return self.root.spent(self.events)
-
-    def fits(self, planned: Iterable[Event]) -> bool:
-        """Return whether all of `planned` may still be released."""
-        planned = tuple(planned)
-        return self.root.fits(self.events, planned) and (self.limit is None or self.limit.fits(self.events, planned))
-
-    def rounds_that_fit(self, round_events: tuple[Event, ...], most: int, beside: tuple[Event, ...] = ()) -> int:
-        """Return how many rounds of `round_events`, at most `most`, fit beside other releases."""
-        low, high = 0, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = self.fits((*beside, *repeat(round_events, middle)))
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low
 
 
 class Ledger:
@@ -162,7 +123,7 @@ class Ledger:
         with self._book.writing() as chain:
             lost = self._lost(chain, receipts)
             if not lost:
-                _require_budget(_balance(chain, self._book.place, data_root), round, events)
+                require_budget(balance_of(chain, self._book.place, data_root), round, events)
                 body = {"events": events_value(events), "receipts": [receipt.value() for receipt in receipts]}
                 self._append_round(chain, "reserve", body, data_root=data_root, run=run, round=round, manifest=manifest)
         self._stop_if(lost)
@@ -336,7 +297,7 @@ class Ledger:
         Raises:
             Refusal: it is not registered, or the policy names no budget for it (`budget`).
         """
-        return _balance(self._book.view(), self._book.place, data_root)
+        return balance_of(self._book.view(), self._book.place, data_root)
 
     def spent(self, data_root: str, *, run: str | None = None) -> tuple[Event, ...]:
         """Return every event ever reserved on a data root (of one run, if named), in order."""
@@ -382,7 +343,7 @@ class Ledger:
     def _lost(self, chain: Chain, receipts: Sequence[Receipt]) -> list[SignedHead]:
         """Freeze the ledger when a receipt shows a line that it lacks; return the heads of such receipts."""
         for receipt in receipts:
-            chain.check_receipt(receipt)
+            chain.check_receipt(Receipt.from_value(receipt.value()))  # whoever made the object, its signatures hold
         lost = {receipt.head.head.hash: receipt.head for receipt in receipts if chain.is_stray(receipt.head.head)}
         if lost:
             body = {"reason": _rolled_back(lost.values()), "heads": [head.value() for head in lost.values()]}
@@ -400,30 +361,6 @@ class Ledger:
                 raise LedgerError(
                     f"less than 64 MiB are free beside {self._book.place.path}; make room before the next round"
                 )
-
-
-def _balance(chain: Chain, place: Place, data_root: str) -> Balance:
-    account = chain.accounts.get(data_root)
-    if account is None or account.root is None:
-        raise Refusal(RefusalCode.BUDGET, f"data root '{data_root}' is not registered; use fedsilo-silo register")
-    limit = None
-    if place.limits is not None:
-        limit = place.limits.get(data_root)
-        if limit is None:
-            raise Refusal(RefusalCode.BUDGET, f"policy.toml has no [budget.{data_root}]; give the data root a budget")
-        if (limit.epsilon, limit.delta) == (account.root.epsilon, account.root.delta):
-            limit = None
-    return Balance(root=account.root, limit=limit, events=account.merged())
-
-
-def _require_budget(balance: Balance, round: int, events: Sequence[Event]) -> None:
-    if not balance.fits(events):
-        root = balance.root
-        raise Refusal(
-            RefusalCode.BUDGET,
-            f"round {round} does not fit into the budget of '{root.name}': {balance.spent} of epsilon "
-            f"{balance.epsilon} at delta {root.delta} is spent",
-        )
 
 
 def _adopted(chain: Chain, lost: Iterable[Head]) -> dict[str, tuple[Event, ...]]:

@@ -113,6 +113,7 @@ class Book:
         self._known = _known.setdefault(identity, _Known())
         while len(_known) > _MOST_KNOWN:
             del _known[next(iter(_known))]
+        self._signer_of = ""
         self.signer: Ed25519PrivateKey | None = None  # read when something is signed; a handed over key at once
         self._file = LedgerFile(place.path, durable=place.durable)
         try:
@@ -250,7 +251,7 @@ class Book:
             SettingError: the ledger's key cannot be had.
         """
         signed = sign(next_entry(chain, kind, body, **fields), {"ledger": self.key(chain), **(beside or {})})
-        chain.extend(signed)
+        chain.extend(signed, all_signatures=False)  # the ledger's own was made by the right key just now
         self._file.append(signed.entry.seq, signed.line)
         return signed
 
@@ -260,9 +261,12 @@ class Book:
         Raises:
             SettingError: it cannot be had, or is not the key of this ledger.
         """
-        if self.signer is None or public_hex(self.signer) != chain.ledger_key:
-            self.signer = self.place.key()
-        if public_hex(self.signer) != chain.ledger_key:
+        if self.signer is not None and self._signer_of == chain.ledger_key:
+            return self.signer
+        self.signer = self.signer or self.place.key()
+        self._signer_of = public_hex(self.signer)
+        if self._signer_of != chain.ledger_key:
+            self.signer = None
             raise SettingError(
                 f"{self.place.keys / 'ledger.pem'} is not the key of this ledger; put the silo's own file back"
             )

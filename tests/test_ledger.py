@@ -543,7 +543,13 @@ def test_a_forged_receipt_freezes_nothing(ledger: Ledger) -> None:
     ahead = replace(ledger.head().head, seq=99)
     forged = countersign(sign_head(ahead, COORDINATOR), COORDINATOR)  # the coordinator cannot sign for the silo
     foreign = countersign(sign_head(replace(ahead, ledger_id="cd" * 32), STRANGER), COORDINATOR)
-    for wrong, sentence in ((forged, "not signed by a key of this ledger"), (foreign, "of another ledger")):
+    unsigned = replace(countersign(ledger.head(), COORDINATOR), signature="0" * 128)
+    for wrong, sentence in (
+        (forged, "not signed by a key of this ledger"),
+        (foreign, "of another ledger"),
+        (unsigned, "not signed by the witness"),
+        (replace(unsigned, head=replace(unsigned.head, head=ahead)), "not signed by the key that it names"),
+    ):
         for use in (lambda r: reserve(ledger, 1, receipts=[r]), lambda r: ledger.witness([r])):
             with pytest.raises(VerificationError, match=sentence):
                 use(wrong)

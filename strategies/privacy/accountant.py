@@ -258,14 +258,13 @@ _DEFAULT_ORDERS: tuple[float, ...] = ()  # dp-accounting's own list
 def _rdp_epsilon(events: tuple[Gaussian, ...], delta: float, orders: tuple[float, ...]) -> float:
     from dp_accounting.rdp import rdp_privacy_accountant as rdp
 
-    with _fail_closed("RDP", events), _quiet():
-        parts = [(event.steps, _rdp_of_one(event.noise_multiplier, event.sampling_rate, orders)) for event in events]
+    parts = [(event.steps, _rdp_of_one(event.noise_multiplier, event.sampling_rate, orders)) for event in events]
     # Summed as dp-accounting sums, but one event costs the same after any number of rounds: a gate asks every round.
     divergences = [sum(steps * part[i] for steps, part in parts) for i in range(len(parts[0][1]))]
     # A numerically negative RDP would be turned into epsilon = 0 by the conversion: it must not pass.
     if any(math.isnan(value) or value < 0 for value in divergences) or not any(map(math.isfinite, divergences)):
         raise AccountingError(f"the Rényi divergences of {events} are not sound numbers; no epsilon is reported")
-    with _fail_closed("RDP", events), _quiet():
+    with _fail_closed("RDP", events):
         value, _ = rdp.compute_epsilon(orders or rdp.DEFAULT_RDP_ORDERS, divergences, delta)
     return _sound(float(value), "RDP", events, delta)
 
@@ -276,9 +275,11 @@ def _rdp_of_one(noise_multiplier: float, rate: float, orders: tuple[float, ...])
     from dp_accounting import dp_event
     from dp_accounting.rdp import RdpAccountant
 
-    accountant = RdpAccountant(orders=list(orders) or None)
-    one = dp_event.GaussianDpEvent(noise_multiplier)
-    accountant.compose(dp_event.PoissonSampledDpEvent(rate, one))
+    step = Gaussian(noise_multiplier=noise_multiplier, sampling_rate=rate)
+    with _fail_closed("RDP", (step,)), _quiet():
+        accountant = RdpAccountant(orders=list(orders) or None)
+        one = dp_event.GaussianDpEvent(noise_multiplier)
+        accountant.compose(dp_event.PoissonSampledDpEvent(rate, one))
     return tuple(float(value) for value in accountant._rdp)
 
 
