@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledgers import COST, GRANTS, ROOT, RUN, WORDS, forget, made, officer_of, opened, place_in, release, reserve, steps
 
-from client import filesystem, fingerprint, ledger_book
+from client import filesystem, fingerprint, ledger_book, ledger_file
 from client.filesystem import kind_of, require_durable
 from client.keys import read_pin
 from client.ledger import Ledger, Place
@@ -752,3 +752,32 @@ def test_a_file_that_is_exchanged_while_open_takes_no_entry(place: Place) -> Non
     with opened(place) as ledger:
         reserve(ledger, 1)
     assert WORDS.silo
+
+
+def test_a_lock_that_is_never_given_back_is_an_error_and_no_frost(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_file, "_WAIT_S", 0.05)
+    with opened(place) as ledger:
+        foreign = sqlite3.connect(place.path, isolation_level=None)
+        foreign.execute("BEGIN EXCLUSIVE")  # a program that knows nothing of the lock file
+        with pytest.raises(LedgerError, match="database is locked"):
+            reserve(ledger, 1)
+        foreign.execute("ROLLBACK")
+        foreign.close()
+        sentence = r"another process holds .* for more than 0\.05 s"
+        with ledger._book._file._locked(), pytest.raises(LedgerError, match=sentence), opened(place):
+            pass
+        assert ledger.frozen is None
+        reserve(ledger, 1)
+
+
+def test_a_folder_that_cannot_be_written_is_said_by_name(tmp_path: Path) -> None:
+    place = made(tmp_path)
+    (tmp_path / "ledger.lock").unlink()
+    (tmp_path / "ledger.lock").mkdir()
+    with (
+        pytest.raises(LedgerError, match=r"the lock beside .*ledger\.db cannot be opened: Is a directory"),
+        opened(place),
+    ):
+        pass

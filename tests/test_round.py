@@ -22,6 +22,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+import simulations
 import strategies
 from client import app as edge
 from client import round as local_round
@@ -32,7 +33,7 @@ from client.silo import RunState, Silo
 from client.training.noise import SecretRandom
 from server.app import app as server_app
 from simulations.engines import inline
-from simulations.silos import REGISTRIES, make_silos
+from simulations.silos import REGISTRIES, complete, make_silos
 from simulations.sources import read_dataset
 from strategies import wire
 from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, RefusalCode, RunError
@@ -321,6 +322,25 @@ def test_the_gate_holds_in_every_round(silo: Silo) -> None:
             granted += 1
     assert refused.value.code is RefusalCode.BUDGET
     assert granted == silo.budget().rounds_that_fit((), STUDY.round_events(), 500)
+
+
+def test_four_runs_of_the_default_study_fit_and_a_fifth_is_refused(tmp_path: Path) -> None:
+    text = (Path(simulations.__path__[0]) / "studies" / "breast_cancer.toml").read_text()
+    study = Study.parse(text, REGISTRIES)
+    source = read_dataset(study, Path())
+    study, _ = complete(study, source)
+    silo, rounds = Silo.open(make_silos(study, source, tmp_path)[0]), study.file.study.rounds
+    for number in range(4):
+        join(invite(study), study, silo)
+        with silo.ledger() as ledger:
+            events = [study.round_events()] * rounds + [study.closing_events()] * bool(study.closing_events())
+            for round, planned in enumerate(events, 1):
+                ledger.reserve(data_root="records", run=f"{number:032x}", round=round, events=planned)
+    with pytest.raises(Refusal, match=f"of its {rounds} rounds would fit") as refused:
+        join(invite(study), study, silo)
+    assert (refused.value.code, refused.value.exit_code) == (RefusalCode.BUDGET, 3)
+    with silo.ledger() as ledger:
+        assert ledger.balance("records").rounds_that_fit(study.round_events(), rounds) < rounds
 
 
 # --- noisy counts -------------------------------------------------------------------------------------------
