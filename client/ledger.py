@@ -61,6 +61,11 @@ class Ledger:
         place.require_durable()
         if (place.keys / "pin.json").exists():
             raise SettingError(f"{place.keys / 'pin.json'} names a ledger already; a silo has one for its whole life")
+        if place.path.exists():
+            raise SettingError(
+                f"{place.path} is there and {place.keys / 'pin.json'} is not: an init that was not finished, or a pin "
+                "that was lost; put the pin back, or remove the ledger if it was never used"
+            )
         key = place.key()
         pins = Pins(ledger_id=secrets.token_hex(32), ledger_key=public_hex(key), dpo_key=public_hex(officer))
         body = {"silo": silo, "ledger_key": pins.ledger_key, "dpo_key": pins.dpo_key, "durability": place.durability}

@@ -73,7 +73,9 @@ class LedgerFile:
     def close(self) -> None:
         """Close the file; an unfinished transaction is rolled back by whoever opens it next."""
         self._connection.close()
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
 
     # --- reading and writing --------------------------------------------------------------------------------
 
@@ -185,7 +187,7 @@ class LedgerFile:
         except OSError as error:
             raise LedgerError(f"{self.path} cannot be written anew ({error.strerror}); it stays frozen") from None
         finally:
-            os.close(self._lock)
+            self.close()
 
     # --- within ---------------------------------------------------------------------------------------------
 

@@ -253,7 +253,7 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
         stored = _stored(silo, ledger, manifest.run, last)
         if stored is not None:
             return wire.unpack(stored, (wire.Farewell,))
-        counted = _may_count(study, silo, ledger, manifest.run, last)
+        counted = _may_count(study, silo, ledger, manifest, last)
     shape = Shape.of_study(study)
     module = build(study.model, shape, study.file.study.seed)
     load_weights(module, weights)
@@ -267,16 +267,17 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
     return reply
 
 
-def _may_count(study: Study, silo: Silo, ledger: Ledger, run: str, last: int) -> bool:
+def _may_count(study: Study, silo: Silo, ledger: Ledger, manifest: Manifest, last: int) -> bool:
     """Reserve the closing counts, if the study has some; return whether they may leave."""
     if not study.closing_events():
         return False
     try:
         ledger.reserve(
             data_root=silo.root()[0],
-            run=run,
+            run=manifest.run,
             round=last,
             events=study.closing_events(),
+            manifest=manifest.digest(),
         )
     except Refusal as refusal:
         silo.log(logging.WARNING, f"no counts of the final model leave: {refusal}")

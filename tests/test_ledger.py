@@ -348,8 +348,12 @@ def test_a_ledger_is_made_once(place: Place) -> None:
     with pytest.raises(SettingError, match=r"pin\.json names a ledger already"):
         Ledger.create(place, silo="north", officer=officer_of(place))
     (place.keys / "pin.json").unlink()
-    with pytest.raises(LedgerError, match="is there already and is never replaced"):
+    with pytest.raises(
+        SettingError, match=r"ledger\.db is there and .*pin\.json is not: an init that was not finished"
+    ):
         Ledger.create(place, silo="north", officer=officer_of(place))
+    with pytest.raises(LedgerError, match="is there already and is never replaced"):
+        LedgerFile(place.path, durable=False, new=True)
     with pytest.raises(SettingError, match=r"pin\.json cannot be read"), opened(place):
         pass
 

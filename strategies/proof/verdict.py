@@ -14,7 +14,7 @@ from strategies.privacy.dataroot import DataRoot
 from strategies.privacy.events import Event
 from strategies.proof.chain import Chain, ChainError, Pins
 from strategies.proof.entries import Signed, read
-from strategies.proof.heads import Equivocation, Head, Receipt, equivocation
+from strategies.proof.heads import Equivocation, Head, Receipt, SignedHead, equivocation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +97,6 @@ def verify_chain(lines: Iterable[bytes], pins: Pins, *, receipts: Sequence[Recei
         problem, bad = _missing(chain, receipts)
     except ChainError as error:
         problem, bad = error.reason, error.seq
-    pairs = [(a.head, b.head) for i, a in enumerate(receipts) for b in receipts[i + 1 :]]
-    proofs = [proof for a, b in pairs if {a.key, b.key} <= chain.keys and (proof := equivocation(a, b))]
     return Verdict(
         problem=problem,
         bad_seq=bad,
@@ -110,8 +108,16 @@ def verify_chain(lines: Iterable[bytes], pins: Pins, *, receipts: Sequence[Recei
         unacknowledged=chain.open_rounds(of="release"),
         frozen=chain.frozen,
         gaps=tuple(chain.gaps),
-        equivocations=tuple(proofs),
+        equivocations=_contradictions(chain, receipts),
     )
+
+
+def _contradictions(chain: Chain, receipts: Sequence[Receipt]) -> tuple[Equivocation, ...]:
+    first: dict[int, SignedHead] = {}
+    heads = [receipt.head for receipt in receipts if receipt.head.key in chain.keys]
+    own = [head for head in heads if head.head.ledger_id == chain.pins.ledger_id]
+    pairs = [(first.setdefault(head.head.seq, head), head) for head in own]
+    return tuple(proof for pair in pairs if (proof := equivocation(*pair)))
 
 
 def _missing(chain: Chain, receipts: Sequence[Receipt]) -> tuple[str | None, int | None]:
