@@ -80,9 +80,14 @@ class Roster:
     members: Mapping[str, Member] = field(default_factory=dict)
     left: tuple[Member, ...] = ()
 
-    def witnesses(self) -> frozenset[str]:
-        """Return the keys whose receipts count: the coordinator's and those of all silos."""
-        return frozenset({self.key, *(member.ledger_key for member in self.members.values())})
+    def witnesses(self, *, ever: bool = False) -> frozenset[str]:
+        """Return the keys whose receipts count: the coordinator's and those of all silos.
+
+        Args:
+            ever: with those of silos that have left, whose receipts stand in older entries.
+        """
+        silos = (*self.members.values(), *(self.left if ever else ()))
+        return frozenset({self.key, *(member.ledger_key for member in silos)})
 
     def add(self, member: Member, key: Ed25519PrivateKey, time: str) -> Roster:
         """Return the roster with one more silo.

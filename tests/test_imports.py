@@ -85,6 +85,8 @@ def test_no_call_that_runs_foreign_bytes(path: Path) -> None:
         ("import client.app", ("server", "simulations")),
         ("import strategies", ("torch", "flwr")),
         ("import strategies.study, strategies.verify", ("torch", "flwr", "opacus")),
+        ("import strategies.proof.verdict, strategies.roster", ("torch", "flwr", "opacus", "sqlite3")),
+        ("import client.ledger, client.keys", ("torch", "flwr", "opacus")),
         ("import strategies.study, client.models.base as b; b.MODELS.resolve('mlp()')", ("torch", "opacus")),
         ("import simulations.listing as s; [s.rows(k) for k in s.KINDS]", ("torch", "flwr", "opacus", "sklearn")),
     ],

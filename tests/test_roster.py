@@ -47,6 +47,7 @@ def test_a_roster_is_read_as_it_was_written(roster: Roster) -> None:
     assert again == roster and again.seq == 4
     assert again.members == {"south": SOUTH} and again.left == (NORTH,)
     assert again.witnesses() == {public_hex(KEY), SOUTH.ledger_key}
+    assert again.witnesses(ever=True) == {public_hex(KEY), SOUTH.ledger_key, NORTH.ledger_key}
     assert SOUTH.pins().ledger_id == SOUTH.ledger_id
 
 

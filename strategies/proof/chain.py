@@ -32,7 +32,7 @@ class Pins:
         ledger_id: 64 hex digits.
         ledger_key: the first key of the ledger; later ones are in the chain.
         dpo_key: the first key of the data-protection officer.
-        witnesses: public keys whose receipts count; None takes any.
+        witnesses: public keys whose receipts count, of all times (an old entry holds old receipts); None takes any.
     """
 
     ledger_id: str
