@@ -2,168 +2,382 @@
 
 Reserve (before any record is read), release (the hash of the reply's bytes, before they are sent), commit (the
 server has them). A reservation counts as spent from the moment it stands, whatever happens after it: a crash may
-over-count, never under-count. What was spent is always recomputed from the entries.
+over-count, never under-count. What was spent is always recomputed from the entries, which are signed and chained
+(strategies/proof); which ledger is the silo's own stands outside the file, in `keys/pin.json`.
 
-SQLite, one file, rollback journal; `synchronous = EXTRA` also syncs the directory when the journal goes, so that an
-acknowledged entry survives a power loss. `durability = "process"` (simulated silos) leaves the syncs out.
+Guarantees: the check of the budget and the reservation are one transaction under one lock. Each method returns after
+its entry is durable (durability `process` leaves the syncs out). A ledger that could not be written, that is shorter
+than it was, or of which a witness has seen another line, is frozen: nothing is reserved, released or committed.
 """
 
 from __future__ import annotations
 
-import json
-import sqlite3
-from collections.abc import Iterator, Sequence
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from strategies.errors import Refusal, RefusalCode
-from strategies.privacy.budget import Budget
-from strategies.privacy.events import Event, from_json, to_json
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-Durability = Literal["power-loss", "process"]
+from client import fingerprint
+from client.balance import Balance, balance_of, require_budget
+from client.filesystem import HEAD_ROOM_BYTES
+from client.keys import fingerprint_key, write_pin
+from client.ledger_book import Book, Place, next_entry
+from client.ledger_file import Durability, LedgerFile
+from strategies.errors import LedgerError, Refusal, RefusalCode, SettingError
+from strategies.privacy.dataroot import DataRoot, lacking
+from strategies.privacy.events import Event
+from strategies.proof.chain import Chain, ChainError, Pins
+from strategies.proof.entries import Entry, events_value, public_hex, read, root_value, sign, spent_value
+from strategies.proof.heads import Head, Receipt, SignedHead, sign_head
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS entries (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    time TEXT NOT NULL,
-    kind TEXT NOT NULL CHECK (kind IN ('reserve', 'release', 'commit')),
-    data_root TEXT NOT NULL,
-    run TEXT NOT NULL,
-    round INTEGER NOT NULL,
-    body TEXT NOT NULL
-) STRICT;
-CREATE UNIQUE INDEX IF NOT EXISTS once ON entries (run, round, kind);
-CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE TRIGGER IF NOT EXISTS no_replace BEFORE INSERT ON entries WHEN EXISTS (
-    SELECT 1 FROM entries WHERE seq = NEW.seq OR (run = NEW.run AND round = NEW.round AND kind = NEW.kind)
-) BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
-"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One line of the ledger.
-
-    Args:
-        seq: position, from 1.
-        time: UTC, for people; nothing is decided by it.
-        kind: reserve, release or commit.
-        data_root: the data set that the entry speaks of.
-        run: identity of the run.
-        round: round of the run.
-        body: events of a reservation, hash of a release.
-    """
-
-    seq: int
-    time: str
-    kind: str
-    data_root: str
-    run: str
-    round: int
-    body: dict[str, Any]
+__all__ = ["Balance", "Durability", "Entry", "Ledger", "Place"]
+_MOST_DELTA = 1e-5
 
 
 class Ledger:
-    """An open ledger file."""
+    """An open ledger."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+    def __init__(self, book: Book) -> None:
+        self._book = book
+
+    @classmethod
+    def create(cls, place: Place, *, silo: str, officer: Ed25519PrivateKey) -> Pins:
+        """Make a silo's ledger with its first entry, and write its identity to `keys/pin.json`.
+
+        Args:
+            place: where; the keys must be there.
+            silo: the silo's name.
+            officer: the data-protection officer's key.
+
+        Raises:
+            SettingError: there is a ledger already, the keys are not right, or the file system may lose it.
+            LedgerError: it cannot be written.
+        """
+        place.require_durable()
+        if (place.keys / "pin.json").exists():
+            raise SettingError(f"{place.keys / 'pin.json'} names a ledger already; a silo has one for its whole life")
+        if place.path.exists():
+            raise SettingError(
+                f"{place.path} is there and {place.keys / 'pin.json'} is not: an init that was not finished, or a pin "
+                "that was lost; put the pin back, or remove the ledger if it was never used"
+            )
+        key = place.key()
+        pins = Pins(ledger_id=secrets.token_hex(32), ledger_key=public_hex(key), dpo_key=public_hex(officer))
+        body = {"silo": silo, "ledger_key": pins.ledger_key, "dpo_key": pins.dpo_key, "durability": place.durability}
+        chain = Chain(pins)
+        signed = sign(next_entry(chain, "genesis", body), {"ledger": key, "dpo": officer})
+        chain.extend(signed)
+        file = LedgerFile(place.path, durable=place.durable, new=True)
+        try:
+            with file.writing():
+                file.append(1, signed.line)
+        finally:
+            file.close()
+        write_pin(place.keys, pins, durable=place.durable)  # from here on it is this silo's ledger
+        return pins
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, durability: Durability = "power-loss") -> Iterator[Ledger]:
-        """Open or make the ledger at `path`; closed when the block ends."""
-        connection = sqlite3.connect(path, timeout=30, isolation_level=None)
-        try:
-            connection.execute("PRAGMA journal_mode = DELETE")
-            connection.execute(f"PRAGMA synchronous = {'EXTRA' if durability == 'power-loss' else 'OFF'}")
-            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'no_replace'").fetchone():
-                connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-            yield cls(connection)
-        finally:
-            connection.close()
+    def open(cls, place: Place) -> Iterator[Ledger]:
+        """Open and verify the ledger of a silo; closed when the block ends.
 
-    def reserve(self, *, data_root: str, run: str, round: int, events: Sequence[Event], budget: Budget) -> int:
+        A ledger that is frozen opens too, to be read and restored.
+
+        Raises:
+            SettingError: the pin is missing, or the file system may lose the ledger.
+            LedgerError: the file is missing, or an entry does not hold.
+        """
+        with Book.open(place) as book:
+            yield cls(book)
+
+    # --- a round --------------------------------------------------------------------------------------------
+
+    def reserve(
+        self,
+        *,
+        data_root: str,
+        run: str,
+        round: int,
+        events: Sequence[Event],
+        manifest: str = "",
+        receipts: Sequence[Receipt] = (),
+    ) -> int:
         """Set aside what one round releases at worst, if it fits; return the entry's position.
 
         The check and the entry are one transaction, so concurrent runs cannot both take the last of a budget.
 
+        Args:
+            data_root: must be registered.
+            run: identity of the run, 32 hex digits.
+            round: from 1.
+            events: everything that the round may release.
+            manifest: digest of the run's manifest, or "".
+            receipts: heads of this ledger that others have kept; they are stored with the reservation.
+
         Raises:
             Refusal: it does not fit (`budget`), or this round was reserved before (`protocol`).
+            LedgerError: the ledger is frozen, or a receipt shows that it was rolled back or cloned: it is frozen now.
+            VerificationError: a receipt is none of this ledger's.
         """
-        with self._transaction():
-            spent = self.spent(data_root)
-            if not budget.fits(spent, events):
-                raise Refusal(
-                    RefusalCode.BUDGET,
-                    f"round {round} does not fit into the budget of '{data_root}': {budget.spent(spent)} of "
-                    f"epsilon {budget.epsilon} at delta {budget.delta} is spent",
-                )
-            body = {"events": [to_json(event) for event in events]}
-            return self._append("reserve", data_root, run, round, body)
+        self._require_room()
+        with self._book.writing() as chain:
+            lost = self._lost(chain, receipts)
+            if not lost:
+                require_budget(balance_of(chain, self._book.place, data_root), round, events)
+                body = {"events": events_value(events), "receipts": [receipt.value() for receipt in receipts]}
+                self._append_round(chain, "reserve", body, data_root=data_root, run=run, round=round, manifest=manifest)
+        self._stop_if(lost)
+        return chain.seq
 
     def release(self, *, data_root: str, run: str, round: int, sha256: str) -> int:
-        """Record that bytes with this hash are about to leave for a reserved round."""
-        with self._transaction():
-            if not self._entries("run = ? AND round = ? AND kind = 'reserve'", (run, round)):
+        """Record that bytes with this hash are about to leave for a reserved round; durable when it returns.
+
+        Raises:
+            Refusal: it was released before (`protocol`), or never reserved (`internal`).
+            LedgerError: the ledger is frozen.
+        """
+        with self._book.writing() as chain:
+            if (run, round) not in chain.rounds:
                 raise Refusal(RefusalCode.INTERNAL, f"round {round} of run {run} was never reserved")
-            return self._append("release", data_root, run, round, {"sha256": sha256})
+            self._append_round(chain, "release", {"sha256": sha256}, data_root=data_root, run=run, round=round)
+        return chain.seq
 
     def commit(self, *, run: str, round: int) -> None:
         """Record that the server has the release of a round; a second time is the same as once."""
-        with self._transaction():
-            found = {entry.kind: entry for entry in self._entries("run = ? AND round = ?", (run, round))}
-            if "release" in found and "commit" not in found:
-                self._append("commit", found["release"].data_root, run, round, {})
+        with self._book.writing() as chain:
+            steps = chain.rounds.get((run, round), {})
+            if steps and next(reversed(steps)) == "release":
+                self._append_round(chain, "commit", {}, data_root=chain.root_of[run, round], run=run, round=round)
+
+    def abort(self, *, run: str, round: int, reason: str) -> None:
+        """Record that a reserved round is given up; it stays spent, and cannot be released any more.
+
+        Raises:
+            Refusal: the round is not reserved, or was released (`protocol`).
+        """
+        with self._book.writing() as chain:
+            root = chain.root_of.get((run, round), "none")
+            self._append_round(chain, "abort", {"reason": reason}, data_root=root, run=run, round=round)
+
+    # --- data roots, policy, keys ---------------------------------------------------------------------------
+
+    def register(self, root: DataRoot, *, officer: Ed25519PrivateKey, units: Iterable[bytes] | None = None) -> DataRoot:
+        """Register a data root for its whole life; return it with the fingerprint of its units.
+
+        Args:
+            root: its unit, budget and gate.
+            officer: the data-protection officer's key.
+            units: identifier of each unit, or each record's content where a record is the unit; only a simulated silo
+                may leave them out.
+
+        Raises:
+            Refusal: the name is taken, or some of the units are those of another data root (`policy`).
+            SettingError: delta is above 1e-5, or the units are missing.
+            LedgerError: the ledger is frozen.
+        """
+        if self._book.place.durable:
+            if units is None:
+                raise SettingError(f"data root '{root.name}' needs its units, by which they are known again")
+            if root.delta > _MOST_DELTA:
+                raise SettingError(f"delta of '{root.name}' = {root.delta} is not allowed: it must be at most 1e-5")
+        macs = fingerprint.sketch(units, fingerprint_key(self._book.place.keys)) if units is not None else b""
+        root = replace(root, fingerprint=hashlib.sha256(macs).hexdigest() if macs else "")
+        with self._book.writing() as chain:
+            if root.name in chain.accounts and chain.accounts[root.name].root is not None:
+                raise Refusal(RefusalCode.POLICY, f"data root '{root.name}' is registered already, for its whole life")
+            for other, known in self._book.sketches().items():
+                if shared := fingerprint.common(macs, known):
+                    raise Refusal(
+                        RefusalCode.POLICY,
+                        f"data root '{root.name}' shares units with '{other}' (at least {shared}); a unit has one "
+                        f"budget: add the records to '{other}'",
+                    )
+            if macs:
+                self._book.keep_sketch(root.name, macs)
+            self._book.append(chain, "data_root", root_value(root), beside={"dpo": officer}, data_root=root.name)
+        return root
+
+    def policy(self, sha256: str) -> None:
+        """Record which policy is in force from now on; nothing when it is the same."""
+        with self._book.writing() as chain:
+            if chain.policy != sha256:
+                self._book.append(chain, "policy", {}, policy=sha256)
+
+    def rotate(self, new: Ed25519PrivateKey, *, officer: Ed25519PrivateKey | None = None) -> None:
+        """Hand over to a new key of the ledger, or of the officer when the officer's old one is given.
+
+        The new key's file must be durable before; this object signs with it from now on when it is the ledger's.
+        """
+        which, beside = ("dpo", {"dpo": officer, "new": new}) if officer else ("ledger", {"new": new})
+        with self._book.writing() as chain:
+            self._book.append(chain, "key_rotate", {"which": which, "key": public_hex(new)}, beside=beside)
+        if officer is None:
+            self._book.signer = new
+
+    def checkpoint(self) -> None:
+        """State the sums up to here in an entry; a reader compares them with his own."""
+        with self._book.writing() as chain:
+            self._book.append(chain, "checkpoint", {"spent": spent_value(chain.spent())})
+
+    # --- witnesses, freezing, restoring ---------------------------------------------------------------------
+
+    def head(self) -> SignedHead:
+        """Return where the ledger stands, signed; it travels with every reply.
+
+        Raises:
+            LedgerError: the ledger is frozen: it signs nothing.
+        """
+        chain = self._book.view()
+        self._book.require_usable()
+        return sign_head(chain.head(), self._book.key(chain))
+
+    def witness(self, receipts: Sequence[Receipt]) -> int:
+        """Compare the ledger with heads that others have kept, and keep the receipts; return its position.
+
+        Raises:
+            LedgerError: a receipt shows a line that this ledger lacks: it is frozen now.
+            VerificationError: a receipt is none of this ledger's.
+        """
+        with self._book.writing() as chain:
+            lost = self._lost(chain, receipts)
+            if receipts and not lost:
+                self._book.append(chain, "witness", {"receipts": [receipt.value() for receipt in receipts]})
+        self._stop_if(lost)
+        return chain.seq
+
+    def freeze(self, reason: str) -> None:
+        """Stop the ledger until the officer restores it."""
+        with self._book.writing() as chain:
+            self._book.append(chain, "freeze", {"reason": reason, "heads": []})
+
+    def restore(self, *, officer: Ed25519PrivateKey, reason: str, heads: Sequence[SignedHead] = ()) -> None:
+        """Go on with this ledger after a freeze or from a backup, adopting all that is known to have been spent.
+
+        Args:
+            officer: the data-protection officer's key.
+            reason: a sentence for whoever reads the ledger later.
+            heads: the highest heads that witnesses have kept; those that froze the ledger are adopted anyway.
+
+        Raises:
+            LedgerError: it cannot be written.
+            VerificationError: a head is none of this ledger's, or the key is not the officer's.
+        """
+        with self._book.writing(frozen=True) as chain:
+            evidence = {head.head.hash: head for head in heads if chain.is_stray(head.head)}
+            frost = self._book.frost
+            if frost is not None and frost.head is not None and chain.is_stray(frost.head):
+                evidence.setdefault(frost.head.hash, sign_head(frost.head, self._book.key(chain)))
+            lost = [*chain.strays(), *(head.head for head in evidence.values())]
+            body = {
+                "reason": reason,
+                "heads": [head.value() for head in evidence.values()],
+                "adopt": spent_value(_adopted(chain, lost)),
+            }
+            self._book.append(chain, "restore", body, beside={"dpo": officer})
+        self._book.restored()
+
+    @property
+    def frozen(self) -> str | None:
+        """Why nothing may be written, or None."""
+        return self._book.frozen
+
+    def require_usable(self) -> None:
+        """Return when the ledger may be written.
+
+        Raises:
+            LedgerError: it is frozen.
+        """
+        self._book.require_usable()
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def balance(self, data_root: str) -> Balance:
+        """Return what is left of a data root.
+
+        Raises:
+            Refusal: it is not registered, or the policy names no budget for it (`budget`).
+        """
+        return balance_of(self._book.view(), self._book.place, data_root)
 
     def spent(self, data_root: str, *, run: str | None = None) -> tuple[Event, ...]:
-        """Return every event ever reserved on a data root (of one run, if named)."""
-        rows = self._entries("kind = 'reserve' AND data_root = ?", (data_root,))
-        return tuple(from_json(event) for entry in rows if run in (None, entry.run) for event in entry.body["events"])
+        """Return every event ever reserved on a data root (of one run, if named), in order."""
+        account = self._book.view().accounts.get(data_root)
+        reserved = account.reserved if account else []
+        return tuple(event for own, events in reserved if run in (None, own) for event in events)
+
+    def roots(self) -> dict[str, DataRoot]:
+        """Return the registered data roots by name."""
+        return {name: account.root for name, account in self._book.view().accounts.items() if account.root}
+
+    def open_reserves(self) -> tuple[tuple[str, int], ...]:
+        """Return runs and rounds that are reserved, and neither released nor given up; they are spent."""
+        return self._book.view().open_rounds()
 
     def entry(self, *, run: str, round: int, kind: str) -> Entry | None:
-        """Return one entry, if it is there."""
-        found = self._entries("run = ? AND round = ? AND kind = ?", (run, round, kind))
-        return found[0] if found else None
+        """Return one entry of a round, if it is there."""
+        seq = self._book.view().rounds.get((run, round), {}).get(kind)
+        line = self._book.line(seq) if seq is not None else None
+        return read(line).entry if line is not None else None
 
     def entries(self) -> list[Entry]:
         """Return the whole ledger in order."""
-        return self._entries("TRUE", ())
+        return [read(line).entry for line in self._book.lines()]
 
-    def _entries(self, where: str, values: tuple[object, ...]) -> list[Entry]:
-        query = f"SELECT seq, time, kind, data_root, run, round, body FROM entries WHERE {where} ORDER BY seq"  # noqa: S608
-        return [
-            Entry(seq=s, time=t, kind=k, data_root=d, run=r, round=n, body=json.loads(b))
-            for s, t, k, d, r, n, b in self._connection.execute(query, values)
-        ]
+    def export(self) -> list[bytes]:
+        """Return the signed lines in order, without line ends: what `verify_chain` reads."""
+        return self._book.lines()
 
-    def _append(self, kind: str, data_root: str, run: str, round: int, body: dict[str, Any]) -> int:
-        row = (
-            datetime.now(UTC).isoformat(timespec="milliseconds"),
-            kind,
-            data_root,
-            run,
-            round,
-            json.dumps(body, sort_keys=True),
-        )
+    @property
+    def pins(self) -> Pins:
+        """What a reader of this ledger must know beforehand."""
+        return self._book.pins
+
+    # --- within ---------------------------------------------------------------------------------------------
+
+    def _append_round(self, chain: Chain, kind: str, body: dict[str, Any], **fields: Any) -> None:
         try:
-            cursor = self._connection.execute(
-                "INSERT INTO entries (time, kind, data_root, run, round, body) VALUES (?, ?, ?, ?, ?, ?)", row
-            )
-        except sqlite3.IntegrityError:
-            raise Refusal(RefusalCode.PROTOCOL, f"round {round} of run {run} already has a {kind} entry") from None
-        return int(cursor.lastrowid or 0)
+            self._book.append(chain, kind, body, **fields)
+        except ChainError as error:
+            raise Refusal(RefusalCode.PROTOCOL, error.reason) from None
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
+    def _lost(self, chain: Chain, receipts: Sequence[Receipt]) -> list[SignedHead]:
+        """Freeze the ledger when a receipt shows a line that it lacks; return the heads of such receipts."""
+        for receipt in receipts:
+            chain.check_receipt(Receipt.from_value(receipt.value()))  # whoever made the object, its signatures hold
+        lost = {receipt.head.head.hash: receipt.head for receipt in receipts if chain.is_stray(receipt.head.head)}
+        if lost:
+            body = {"reason": _rolled_back(lost.values()), "heads": [head.value() for head in lost.values()]}
+            self._book.append(chain, "freeze", body)
+        return list(lost.values())
+
+    def _stop_if(self, lost: Sequence[SignedHead]) -> None:
+        if lost:
+            raise LedgerError(f"{self._book.place.path} is frozen: {_rolled_back(lost)}")
+
+    def _require_room(self) -> None:
+        if self._book.place.durable:
+            disk = os.statvfs(self._book.place.path.parent)
+            if disk.f_bavail * disk.f_frsize < HEAD_ROOM_BYTES:
+                raise LedgerError(
+                    f"less than 64 MiB are free beside {self._book.place.path}; make room before the next round"
+                )
+
+
+def _adopted(chain: Chain, lost: Iterable[Head]) -> dict[str, tuple[Event, ...]]:
+    """Return what is lacking so that at least the sums of every lost head stand."""
+    spent, adopt = chain.spent(), dict[str, tuple[Event, ...]]()
+    for head in lost:
+        for name, events in head.spent.items():
+            have = (*spent.get(name, ()), *adopt.get(name, ()))
+            adopt[name] = (*adopt.get(name, ()), *lacking(have, events))
+    return adopt
+
+
+def _rolled_back(lost: Iterable[SignedHead]) -> str:
+    seqs = ", ".join(str(head.head.seq) for head in lost)
+    return f"a witness has kept another line at position {seqs}, so this ledger was rolled back or copied"

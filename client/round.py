@@ -92,16 +92,17 @@ def join(invite: wire.Invite, study: Study, silo: Silo) -> wire.Accept:
     silo.policy.admit(study)
     if invite.layout != model_layout(study).digest():
         raise Refusal(RefusalCode.PROTOCOL, "the server's model has another layout than the study's model has here")
-    root, budget = silo.root()[0], silo.budget()
-    rounds = study.file.study.rounds
+    root, rounds = silo.root()[0], study.file.study.rounds
+    silo.budget()  # the policy must name one
     with silo.ledger() as ledger:
-        spent = ledger.spent(root)
-    if not budget.fits(spent, study.total_events()):
-        fitting = budget.rounds_that_fit((*spent, *study.closing_events()), study.round_events(), rounds)
+        ledger.require_usable()
+        balance = ledger.balance(root)
+    if not balance.fits(study.total_events()):
+        fitting = balance.rounds_that_fit(study.round_events(), rounds, study.closing_events())
         raise Refusal(
             RefusalCode.BUDGET,
-            f"the study does not fit into the budget of '{root}' at silo {silo.name}: {budget.spent(spent)} of "
-            f"epsilon {budget.epsilon} at delta {budget.delta} is spent, {fitting} of its {rounds} rounds "
+            f"the study does not fit into the budget of '{root}' at silo {silo.name}: {balance.spent} of "
+            f"epsilon {balance.epsilon} at delta {balance.root.delta} is spent, {fitting} of its {rounds} rounds "
             "would fit; ask for fewer rounds or a smaller privacy.epsilon",
         )
     records = read_records(silo, study)
@@ -150,7 +151,11 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
         if stored is not None:
             return wire.unpack(stored, (wire.Update,))
         ledger.reserve(
-            data_root=root, run=manifest.run, round=request.round, events=study.round_events(), budget=silo.budget()
+            data_root=root,
+            run=manifest.run,
+            round=request.round,
+            events=study.round_events(),
+            manifest=manifest.digest(),
         )
     home = {name: torch.from_numpy(array) for name, array in state.home().items()}
     aux = Aux(broadcast={name: torch.from_numpy(np.array(v)) for name, v in broadcast.items()}, home=home)
@@ -252,7 +257,7 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
         stored = _stored(silo, ledger, manifest.run, last)
         if stored is not None:
             return wire.unpack(stored, (wire.Farewell,))
-        counted = _may_count(study, silo, ledger, manifest.run, last)
+        counted = _may_count(study, silo, ledger, manifest, last)
     shape = Shape.of_study(study)
     module = build(study.model, shape, study.file.study.seed)
     load_weights(module, weights)
@@ -266,13 +271,17 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
     return reply
 
 
-def _may_count(study: Study, silo: Silo, ledger: Ledger, run: str, last: int) -> bool:
+def _may_count(study: Study, silo: Silo, ledger: Ledger, manifest: Manifest, last: int) -> bool:
     """Reserve the closing counts, if the study has some; return whether they may leave."""
     if not study.closing_events():
         return False
     try:
         ledger.reserve(
-            data_root=silo.root()[0], run=run, round=last, events=study.closing_events(), budget=silo.budget()
+            data_root=silo.root()[0],
+            run=manifest.run,
+            round=last,
+            events=study.closing_events(),
+            manifest=manifest.digest(),
         )
     except Refusal as refusal:
         silo.log(logging.WARNING, f"no counts of the final model leave: {refusal}")
@@ -281,10 +290,10 @@ def _may_count(study: Study, silo: Silo, ledger: Ledger, run: str, last: int) ->
 
 
 def _statement(study: Study, silo: Silo, run: str) -> str:
-    root, budget, delta = silo.root()[0], silo.budget(), study.file.privacy.delta
+    root, delta = silo.root()[0], study.file.privacy.delta
     with silo.ledger() as ledger:
-        here, ever = ledger.spent(root, run=run), ledger.spent(root)
-    spent = budget.spent(ever) if not math.isinf(budget.epsilon) else math.inf
+        here, balance = ledger.spent(root, run=run), ledger.balance(root)
+    spent = balance.spent if not math.isinf(balance.epsilon) else math.inf
     return Statement(
         silo=silo.name,
         run=run,
@@ -295,7 +304,11 @@ def _statement(study: Study, silo: Silo, run: str) -> str:
         accountant=study.file.privacy.accountant,
         epsilon=_finite(epsilon(here, delta, accountant=study.file.privacy.accountant)),
         budget=BudgetStatement(
-            epsilon=_finite(budget.epsilon), delta=budget.delta, gate="rdp", order=budget.order, spent=_finite(spent)
+            epsilon=_finite(balance.epsilon),
+            delta=balance.root.delta,
+            gate=balance.root.gate,
+            order=balance.root.order,
+            spent=_finite(spent),
         ),
         durability=silo.settings.ledger.durability,
     ).to_json()

@@ -1,6 +1,6 @@
 """A silo is a folder: settings, policy, ledger, what a strategy keeps at home, and a log of all that left.
 
-    silo.toml  policy.toml  ledger.db  state/<run>/  egress.jsonl  logs/silo.log
+    silo.toml  policy.toml  keys/  ledger.db  state/<run>/  egress.jsonl  logs/silo.log
 
 Which folder is this process's own is said by the environment (FEDSILO_SILO, or FEDSILO_SILOS and the partition id),
 never by what a server sends.
@@ -15,7 +15,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +24,7 @@ import numpy as np
 import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from client.ledger import Durability, Ledger
+from client.ledger import Durability, Ledger, Place
 from client.policy import Policy
 from strategies.errors import ProtocolError, SettingError
 from strategies.layout import Vector
@@ -45,6 +45,7 @@ class DataRoot(_Table):
 
 class LedgerTable(_Table):
     durability: Durability = "power-loss"
+    allow_volatile: bool = False  # on tmpfs, a container's layer or a network file system
 
 
 class Settings(_Table):
@@ -66,15 +67,21 @@ class Silo:
         folder: the folder.
         settings: its `silo.toml`.
         policy: its `policy.toml`.
+        passphrase: of the silo's keys; a simulated silo has none.
     """
 
     folder: Path
     settings: Settings
     policy: Policy
+    passphrase: bytes | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, folder: Path) -> Silo:
+    def open(cls, folder: Path, passphrase: bytes | None = None) -> Silo:
         """Read settings and policy of a silo folder.
+
+        Args:
+            folder: the silo's.
+            passphrase: of its keys; needed before something is written to its ledger.
 
         Raises:
             SettingError: a file is missing or not valid.
@@ -91,7 +98,8 @@ class Silo:
         except ValidationError as error:
             first = error.errors()[0]
             raise SettingError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
-        return cls(folder=folder, settings=settings, policy=Policy.read(folder / "policy.toml"))
+        policy = Policy.read(folder / "policy.toml")
+        return cls(folder=folder, settings=settings, policy=policy, passphrase=passphrase)
 
     @property
     def name(self) -> str:
@@ -125,9 +133,20 @@ class Silo:
             raise SettingError(f"{self.folder / 'policy.toml'} has no [budget.{name}]; give the data root a budget")
         return self.policy.budget[name].budget()
 
+    def place(self) -> Place:
+        """Return where the ledger lies and how it is kept."""
+        return Place(
+            path=self.folder / "ledger.db",
+            keys=self.folder / "keys",
+            durability=self.settings.ledger.durability,
+            passphrase=self.passphrase,
+            allow_volatile=self.settings.ledger.allow_volatile,
+            limits={name: table.budget() for name, table in self.policy.budget.items()},
+        )
+
     def ledger(self) -> AbstractContextManager[Ledger]:
         """Open the ledger."""
-        return Ledger.open(self.folder / "ledger.db", self.settings.ledger.durability)
+        return Ledger.open(self.place())
 
     def state(self, run: str) -> RunState:
         """Return what this silo keeps of a run.

@@ -27,12 +27,15 @@ from client.data.records import Joined, Part
 from client.data.schema import codes_of, to_texts
 from client.data.tables import check_columns, unit_keys
 from client.data.targets import smallest, target_columns
+from client.keys import Passphrases, make_keys, officer_key
+from client.ledger import Ledger, Place
 from client.models.base import MODELS
 from simulations.datasets.base import DATASETS
 from simulations.partitions import PARTITIONS, Partition, Table
 from simulations.sources import Source, unit_column
 from strategies.errors import DataError, SettingError
 from strategies.privacy.budget import Budget
+from strategies.privacy.dataroot import DataRoot
 from strategies.spec import Registries
 from strategies.study import Study
 
@@ -185,6 +188,7 @@ def _key(study: Study, source: Source, fresh: str) -> str:
         study.private,
         fresh,
         source.digest,
+        "signed ledger",  # folders of before have none
     ]
     content = hashlib.sha256(json.dumps(facts).encode())
     name = re.sub(r"[^A-Za-z0-9._-]", "_", simulation.dataset.split("(")[0].rstrip("/").rsplit("/", 1)[-1])
@@ -236,6 +240,18 @@ def _make_silo(folder: Path, study: Study, data: str) -> None:
     }
     (folder / "silo.toml").write_text(tomlkit.dumps(settings), encoding="utf-8")
     (folder / "policy.toml").write_text(tomlkit.dumps(policy), encoding="utf-8")
+    _register(folder, study, budget)
+
+
+def _register(folder: Path, study: Study, budget: float) -> None:
+    """Make keys and ledger of a simulated silo and register its data root, as `fedsilo-silo` does in a building."""
+    place = Place(path=folder / "ledger.db", keys=folder / "keys", durability="process")
+    make_keys(place.keys, Passphrases(), simulated=True)
+    officer = officer_key(place.keys, None, simulated=True)
+    Ledger.create(place, silo=folder.name, officer=officer)
+    root = DataRoot(name=ROOT, unit=study.unit, epsilon=budget, delta=study.file.privacy.delta)
+    with Ledger.open(place) as ledger:
+        ledger.register(root, officer=officer)
 
 
 def _budget(study: Study) -> float:
@@ -257,10 +273,9 @@ def what_fits(study: Study, silos: Sequence[Path]) -> str:
     rounds, most = study.file.study.rounds, []
     for silo in (Silo.open(folder) for folder in silos):
         with silo.ledger() as ledger:
-            spent = ledger.spent(ROOT)
-        budget = silo.budget()
-        fitting = budget.rounds_that_fit((*spent, *study.closing_events()), study.round_events(), rounds)
-        most.append((fitting, budget.spent(spent), budget.epsilon))
+            balance = ledger.balance(ROOT)
+        fitting = balance.rounds_that_fit(study.round_events(), rounds, study.closing_events())
+        most.append((fitting, balance.spent, balance.epsilon))
     fitting, used, whole = min(most)
     return (
         f"the study does not fit into the budget of the simulated silos: {used} of epsilon {whole} is spent at the "

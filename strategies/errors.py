@@ -8,6 +8,8 @@
     ├── ProtocolError                1       a peer sent what the protocol does not allow
     ├── AccountingError              1       a privacy number cannot be had; nothing is trained (fail closed)
     ├── RunError                     1       the run cannot go on
+    ├── LedgerError                  1       the silo's ledger is frozen, damaged or cannot be written; nothing leaves
+    ├── VerificationError            4       a signed record does not hold: chain, signature, key or form
     └── NotBuiltError                1       a command whose part of the system is not there yet
 
 Guarantees: a `Refusal` carries nothing but its code to the other side, so no error text leaves a silo.
@@ -96,6 +98,16 @@ class AccountingError(FedsiloError):
 
 class RunError(FedsiloError):
     """A run cannot start or cannot go on."""
+
+
+class LedgerError(FedsiloError):
+    """A silo's ledger is frozen, damaged or cannot be written; nothing is released until it has been verified."""
+
+
+class VerificationError(FedsiloError):
+    """A signed record does not hold: its form, its place in the chain, its signature or its key."""
+
+    exit_code = 4
 
 
 class NotBuiltError(FedsiloError):

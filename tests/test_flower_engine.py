@@ -72,7 +72,7 @@ def test_a_study_under_flowers_own_engine_ends_on_the_inline_engines_model(tmp_p
 
 def _kinds(folder: Path) -> list[str]:
     with Silo.open(folder).ledger() as ledger:
-        entries = sorted(ledger.entries(), key=lambda entry: (entry.round, entry.seq))
+        entries = sorted(filter(lambda entry: entry.run, ledger.entries()), key=lambda entry: (entry.round, entry.seq))
     return [entry.kind for entry in entries]
 
 

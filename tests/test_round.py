@@ -22,6 +22,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+import simulations
 import strategies
 from client import app as edge
 from client import round as local_round
@@ -32,7 +33,7 @@ from client.silo import RunState, Silo
 from client.training.noise import SecretRandom
 from server.app import app as server_app
 from simulations.engines import inline
-from simulations.silos import REGISTRIES, make_silos
+from simulations.silos import REGISTRIES, complete, make_silos
 from simulations.sources import read_dataset
 from strategies import wire
 from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, RefusalCode, RunError
@@ -116,7 +117,7 @@ def closing(**changes: Any) -> wire.Close:
 
 def kinds(silo: Silo) -> list[tuple[str, int]]:
     with silo.ledger() as ledger:
-        return [(entry.kind, entry.round) for entry in ledger.entries()]
+        return [(entry.kind, entry.round) for entry in ledger.entries() if entry.run]  # without genesis and data root
 
 
 def log_of(silo: Silo) -> str:
@@ -219,11 +220,10 @@ def test_a_retry_is_the_same_bytes_and_is_charged_once(silo: Silo) -> None:
         prepare(request(), STUDY, silo)
 
 
-def test_the_update_is_weighted_by_the_manifest(silo: Silo, monkeypatch: pytest.MonkeyPatch) -> None:
-    require = silo.policy.require.model_copy(update={"mechanism": "none"})
-    silo = replace(silo, policy=silo.policy.model_copy(update={"require": require}))
+def test_the_update_is_weighted_by_the_manifest(tmp_path: Path) -> None:
     plain = Study.parse(TEXT.replace("noise_multiplier = 2.0", 'mechanism = "none"'), REGISTRIES)
-    monkeypatch.setattr(Silo, "budget", lambda self: Budget(epsilon=math.inf, delta=1e-5))
+    silo = Silo.open(make_silos(plain, FRAME, tmp_path)[0])  # registered as public data
+    assert math.isinf(silo.budget().epsilon)
     roster = (Member(silo="silo-1", weight=2.5), *[Member(silo=f"silo-{number}", weight=1.0) for number in (2, 3)])
     once = trained(silo, request(study=plain), plain)
     other = "f" * 32
@@ -322,6 +322,25 @@ def test_the_gate_holds_in_every_round(silo: Silo) -> None:
             granted += 1
     assert refused.value.code is RefusalCode.BUDGET
     assert granted == silo.budget().rounds_that_fit((), STUDY.round_events(), 500)
+
+
+def test_four_runs_of_the_default_study_fit_and_a_fifth_is_refused(tmp_path: Path) -> None:
+    text = (Path(simulations.__path__[0]) / "studies" / "breast_cancer.toml").read_text()
+    study = Study.parse(text, REGISTRIES)
+    source = read_dataset(study, Path())
+    study, _ = complete(study, source)
+    silo, rounds = Silo.open(make_silos(study, source, tmp_path)[0]), study.file.study.rounds
+    for number in range(4):
+        join(invite(study), study, silo)
+        with silo.ledger() as ledger:
+            events = [study.round_events()] * rounds + [study.closing_events()] * bool(study.closing_events())
+            for round, planned in enumerate(events, 1):
+                ledger.reserve(data_root="records", run=f"{number:032x}", round=round, events=planned)
+    with pytest.raises(Refusal, match=f"of its {rounds} rounds would fit") as refused:
+        join(invite(study), study, silo)
+    assert (refused.value.code, refused.value.exit_code) == (RefusalCode.BUDGET, 3)
+    with silo.ledger() as ledger:
+        assert ledger.balance("records").rounds_that_fit(study.round_events(), rounds) < rounds
 
 
 # --- noisy counts -------------------------------------------------------------------------------------------
@@ -657,6 +676,7 @@ def test_no_text_of_an_error_leaves(
 
 
 def as_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
     path.mkdir()
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal
@@ -255,20 +255,32 @@ _DEFAULT_ORDERS: tuple[float, ...] = ()  # dp-accounting's own list
 
 
 @lru_cache(maxsize=1024)
-def _rdp_epsilon(events: tuple[Gaussian, ...], delta: float, orders: Sequence[float]) -> float:
+def _rdp_epsilon(events: tuple[Gaussian, ...], delta: float, orders: tuple[float, ...]) -> float:
+    from dp_accounting.rdp import rdp_privacy_accountant as rdp
+
+    parts = [(event.steps, _rdp_of_one(event.noise_multiplier, event.sampling_rate, orders)) for event in events]
+    # Summed as dp-accounting sums, but one event costs the same after any number of rounds: a gate asks every round.
+    divergences = [sum(steps * part[i] for steps, part in parts) for i in range(len(parts[0][1]))]
+    # A numerically negative RDP would be turned into epsilon = 0 by the conversion: it must not pass.
+    if any(math.isnan(value) or value < 0 for value in divergences) or not any(map(math.isfinite, divergences)):
+        raise AccountingError(f"the Rényi divergences of {events} are not sound numbers; no epsilon is reported")
+    with _fail_closed("RDP", events):
+        value, _ = rdp.compute_epsilon(orders or rdp.DEFAULT_RDP_ORDERS, divergences, delta)
+    return _sound(float(value), "RDP", events, delta)
+
+
+@lru_cache(maxsize=256)
+def _rdp_of_one(noise_multiplier: float, rate: float, orders: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the Rényi divergence of one step at each order."""
     from dp_accounting import dp_event
     from dp_accounting.rdp import RdpAccountant
 
-    accountant = RdpAccountant(orders=list(orders) or None)
-    with _fail_closed("RDP", events), _quiet():
-        for event in events:
-            one = dp_event.GaussianDpEvent(event.noise_multiplier)
-            accountant.compose(dp_event.PoissonSampledDpEvent(event.sampling_rate, one), event.steps)
-    # A numerically negative RDP would be turned into epsilon = 0 by the conversion: it must not pass.
-    divergences = [float(value) for value in accountant._rdp]
-    if any(math.isnan(value) or value < 0 for value in divergences) or not any(map(math.isfinite, divergences)):
-        raise AccountingError(f"the Rényi divergences of {events} are not sound numbers; no epsilon is reported")
-    return _sound(float(accountant.get_epsilon(delta)), "RDP", events, delta)
+    step = Gaussian(noise_multiplier=noise_multiplier, sampling_rate=rate)
+    with _fail_closed("RDP", (step,)), _quiet():
+        accountant = RdpAccountant(orders=list(orders) or None)
+        one = dp_event.GaussianDpEvent(noise_multiplier)
+        accountant.compose(dp_event.PoissonSampledDpEvent(rate, one))
+    return tuple(float(value) for value in accountant._rdp)
 
 
 @contextmanager
