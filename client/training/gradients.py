@@ -58,9 +58,9 @@ def clipped_sum(
     if not model.training:
         raise RuntimeError("gradients of a row are known in training mode alone; call model.train() before")
     x, y = batch
-    plan = plan_of(model)
     if len(x) == 0:
-        return torch.zeros(plan.layout.size, dtype=torch.float64, device=x.device)
+        return torch.zeros(layout_of(model).size, dtype=torch.float64, device=x.device)
+    plan = plan_of(model, x)
     order, place_of_unit, counts = _sorted_by_unit(unit_of_row)
     exact = len(counts) > _FLOAT32_UNITS or plan.parameters[0][0].dtype == torch.float64
     sum_type = torch.float64 if exact else torch.float32
@@ -114,6 +114,8 @@ def _clipped(
 ) -> torch.Tensor:
     (x, y), (place_N, counts_U) = batch, grouping
     found = parts(model, plan, loss, _filled(x, y, place_N, counts_U, aligned=plan.aligned))
+    if not found:  # the loss depends on no parameter
+        return torch.zeros(plan.layout.size, dtype=sum_type, device=x.device)
     squared_U = torch.stack([located.part.squared_norm() for located in found]).sum(dim=0)
     sound_U = torch.isfinite(squared_U)
     all_sound = bool(sound_U.all())

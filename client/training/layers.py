@@ -35,6 +35,7 @@ Into = Mapping[str, torch.Tensor]  # where the sum of a parameter goes, by the l
 _TRAFFIC = 8
 _MOST_KEPT = 2.0  # per-unit products take at most so many times the memory of what they replace
 _ROUNDING = 2.0**-21  # of a Gram norm, against the norm without cancellation: four times float32's
+_VANISHED = 2.0**-126  # squares below it may count as zero in float32, and another factor may be as large as 2^126
 _UNFOLDED_AT_ONCE = 2**18  # values: 1 MiB, which stays in the cache
 
 
@@ -116,10 +117,10 @@ class Outer:
     names: tuple[str, ...]
 
     def squared_norm(self) -> torch.Tensor:
-        g_U = _squared(self.g_UO)
+        g_U = _squared(self.g_UO).add_(_VANISHED * self.g_UO.shape[-1])
         if "weight" not in self.names:
             return g_U
-        a_U = _squared(self.a_UI)
+        a_U = _squared(self.a_UI).add_(_VANISHED * self.a_UI.shape[-1])
         return a_U.add_(1.0).mul_(g_U) if "bias" in self.names else a_U.mul_(g_U)
 
     def only(self, keep_U: torch.Tensor) -> Outer:
@@ -149,7 +150,8 @@ class Product:
     g_USO: torch.Tensor
 
     def squared_norm(self) -> torch.Tensor:
-        a_US, g_US = _squared(self.a_USI), _squared(self.g_USO)
+        a_US = _squared(self.a_USI).add_(_VANISHED / _ROUNDING * self.a_USI.shape[-1])
+        g_US = _squared(self.g_USO).add_(_VANISHED / _ROUNDING * self.g_USO.shape[-1])
         gram_USS = (self.a_USI @ self.a_USI.mT).mul_(self.g_USO @ self.g_USO.mT)
         # Where the products of the places cancel, rounding is large against the sum. It is added, so that the norm is
         # never too small; without cancellation it is below 1e-6.
@@ -330,18 +332,19 @@ def _scaled(layer: nn.Module, normal: torch.Tensor, g: torch.Tensor, units: Unit
     """Layers that end in weight * normal + bias, over the last `own` dimensions."""
     over = tuple(range(1, g.ndim - own))
     parts: list[Part] = []
-    for name, by in (("weight", lambda: normal * g), ("bias", lambda: g)):
+    for name in ("weight", "bias"):
         if _trains(layer, name):
-            per_row = by().sum(over) if over else by()
+            by_place = normal * g if name == "weight" else g
+            per_row = by_place.sum(over) if over else by_place
             parts.append(Explicit(name=name, values_UP=units.added(per_row.reshape(len(g), -1))))
     return parts
 
 
 def _group_norm(layer: nn.GroupNorm, a: torch.Tensor, g: torch.Tensor, units: Units) -> list[Part]:
     parts: list[Part] = []
-    g_NCS = g.flatten(2)
+    g_NCS = g.reshape(*g.shape[:2], -1)  # (N, C) has one place
     if _trains(layer, "weight"):
-        normal = F.group_norm(a, layer.num_groups, None, None, layer.eps).flatten(2)
+        normal = F.group_norm(a, layer.num_groups, None, None, layer.eps).reshape(g_NCS.shape)
         parts.append(Explicit(name="weight", values_UP=units.added((normal * g_NCS).sum(2))))
     if _trains(layer, "bias"):
         parts.append(Explicit(name="bias", values_UP=units.added(g_NCS.sum(2))))
@@ -362,6 +365,7 @@ def _features(layer: FeatureProducts, a: torch.Tensor, g: torch.Tensor, units: U
 def _any_layer(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units) -> list[Part]:
     """Any layer of one input and one output: the gradient of each row by automatic differentiation."""
     own: dict[str, torch.Tensor] = {n: p for n, p in layer.named_parameters(recurse=False) if p.requires_grad}
+    values = {name: parameter.detach() for name, parameter in own.items()}
 
     def pulled(some: dict[str, torch.Tensor], a_1: torch.Tensor, g_1: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = torch.func.functional_call(layer, some, (a_1[None],))[0]
@@ -369,7 +373,7 @@ def _any_layer(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units)
 
     with torch.enable_grad():
         try:
-            found = torch.func.vmap(torch.func.grad(pulled), in_dims=(None, 0, 0), randomness="different")(own, a, g)
+            found = torch.func.vmap(torch.func.grad(pulled), in_dims=(None, 0, 0), randomness="different")(values, a, g)
         except (RuntimeError, ValueError, TypeError):  # an operation that cannot be vectorised
             rows = [torch.autograd.grad(pulled(own, *row), list(own.values())) for row in zip(a, g, strict=True)]
             found = dict(zip(own, map(torch.stack, zip(*rows, strict=True)), strict=True))
@@ -408,16 +412,16 @@ def parts_of(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units) -
         g: (N, ...) gradients of the loss by its output.
         units: of the rows.
     """
-    if not has_closed_form(layer):
-        return _any_layer(layer, a, g, units)
     g = g.to(torch.promote_types(g.dtype, torch.float32))
-    return _HANDLERS[type(layer)](layer, a.to(g.dtype) if a.is_floating_point() else a, g, units)
+    a = a.to(g.dtype) if a.is_floating_point() else a
+    return _HANDLERS[type(layer)](layer, a, g, units) if has_closed_form(layer) else _any_layer(layer, a, g, units)
 
 
 def has_closed_form(layer: nn.Module) -> bool:
     """Return whether the gradients of such a layer are known here, without automatic differentiation."""
     unusual = (
-        getattr(layer, "padding_mode", "zeros") != "zeros"
+        not layer._parameters.keys() <= {"weight", "bias"}  # a weight that is computed from others
+        or getattr(layer, "padding_mode", "zeros") != "zeros"
         or getattr(layer, "scale_grad_by_freq", False)
         or getattr(layer, "max_norm", None) is not None
     )

@@ -4,16 +4,18 @@ Hooks record the input of each layer that has parameters; the backward pass is a
 alone, so autograd skips every weight; each layer is turned into its part (`client.training.layers`) as soon as its
 output's gradient is there, and what it was made from is let go.
 
-A model whose layers do not tell all (a parameter that two layers share, a layer called twice, a layer of several
-inputs such as torch.nn.MultiheadAttention) is differentiated row by row instead, and the log says why.
+A model whose layers do not tell all (a parameter that two layers share or that is used outside its layer, a layer
+called twice, on several inputs as torch.nn.MultiheadAttention is, or on a tensor that does not have the rows of the
+batch first) is differentiated row by row instead, and the log says why.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from strategies.layout import Layout, Slot
 log = logging.getLogger("fedsilo.training")
 
 _ALIGNED = 4  # float32 values that fill 16 bytes
+_PROBE_ROWS = 3  # no multiple of a tile: a dimension that equals this and the rows of a batch is that of the rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +87,8 @@ class Rows:
         return values if len(values) == len(self.y) else values[: len(self.y)]
 
 
-def plan_of(model: nn.Module) -> Plan:
-    """Return the model's plan."""
+def plan_of(model: nn.Module, x: torch.Tensor) -> Plan:
+    """Return the model's plan for inputs like those of `x` (their values are not looked at)."""
     plan: Plan | None = model.__dict__.get("_private_plan")  # past torch's registry of parts
     if plan is None or any(p.requires_grad != trained for p, trained in plan.parameters):
         plan = model.__dict__["_private_plan"] = _planned(model)
@@ -93,8 +96,16 @@ def plan_of(model: nn.Module) -> Plan:
             log.warning(
                 "per-unit gradients by differentiation, not in closed form: %s", ", ".join(plan.by_differentiation)
             )
+        if not plan.obstacles:
+            _probe(model, plan, x)
         _say(plan)
     return plan
+
+
+def _probe(model: nn.Module, plan: Plan, x: torch.Tensor) -> None:
+    some = x.new_zeros(_PROBE_ROWS, *x.shape[1:])
+    with torch.enable_grad():
+        _forward(model, plan, some, lambda layer, g: None)
 
 
 def _planned(model: nn.Module) -> Plan:
@@ -112,6 +123,9 @@ def _planned(model: nn.Module) -> Plan:
         obstacles += [f"{full} is shared by two layers" for full in names.values() if full not in slots]
         owners[layer] = {name: slots[full] for name, full in names.items() if full in slots}
         if not has_closed_form(layer):
+            within = [name for name, p in layer.named_parameters() if p.requires_grad and name not in own]
+            if within:
+                obstacles.append(f"{path or 'the model'} ({type(layer).__name__}) has {own[0]} beside its layers'")
             open_form.append(f"{path or 'the model'} ({type(layer).__name__})")
         aligned &= has_closed_form(layer) and int(getattr(layer, "in_features", 0)) % _ALIGNED == 0
     return Plan(
@@ -139,35 +153,99 @@ def parts(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Locat
     return _row_by_row(model, plan, loss, rows)
 
 
-def _layer_by_layer(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
-    found: list[Located] = []
-    roots: list[torch.Tensor] = []
-    called: dict[nn.Module, int] = {}
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """What went in and out of a layer, as it was at that time: either may be changed in place later.
+
+    Args:
+        source: the input.
+        version: of its values.
+        edge: the output's place in the graph.
+        before: the input's place; None where it depends on no parameter.
+    """
+
+    source: torch.Tensor
+    version: int
+    edge: torch.autograd.graph.GradientEdge
+    before: torch.autograd.graph.Node | None
+
+
+Receive = Callable[[nn.Module, torch.Tensor], None]
+
+
+def _forward(
+    model: nn.Module, plan: Plan, x: torch.Tensor, receive: Receive
+) -> tuple[torch.Tensor, dict[nn.Module, _Call]]:
+    """Return the outputs and the layers' calls, and note in the plan what keeps the layers from telling all.
+
+    In a backward pass `receive` is given each layer and the gradient by its output.
+    """
+    calls: dict[nn.Module, _Call] = {}
+    times = dict.fromkeys(plan.owners, 0)
 
     def record(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        called[layer] = called.get(layer, 0) + 1
-        if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor) or not isinstance(output, torch.Tensor):
-            called[layer] += 2
-            return
-        a = rows.own(inputs[0].detach())
+        alone = len(inputs) == 1 and all(_has_rows(value, len(x)) for value in (*inputs, output))
+        times[layer] += 1 if alone else 2
+        if alone and output.requires_grad:
+            source, edge = inputs[0], torch.autograd.graph.get_gradient_edge(output)
+            calls[layer] = _Call(source=source, version=source._version, edge=edge, before=source.grad_fn)
+            output.register_hook(partial(receive, layer))
 
-        def receive(g: torch.Tensor) -> None:
-            for part in parts_of(layer, a, rows.own(g), rows.units):
-                found.append(Located(part=part, slots=plan.owners[layer]))
+    with _hooked(plan.owners, record), autocast(x.device):
+        out: torch.Tensor = model(x)
+    plan.obstacles.extend(
+        f"{type(layer).__name__} is not called once, with one input and one output that have the rows first"
+        for layer in plan.owners
+        if times[layer] != 1
+    )
+    if not plan.obstacles:
+        outside = _outside(plan, out, calls.values())
+        plan.obstacles.extend(f"a parameter of {name} is used outside its layer" for name in sorted(outside))
+    return out, calls
 
-        output.register_hook(receive)
-        if not inputs[0].requires_grad:
-            roots.append(output)
 
-    with _hooked(plan.owners, record), autocast(rows.x.device):
-        out = model(rows.x)
+def _has_rows(value: object, count: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == count
+
+
+def _outside(plan: Plan, out: torch.Tensor, calls: Iterable[_Call]) -> set[str]:
+    """Return the kinds of layers of which the graph reaches parameters by another way than through the layer."""
+    around = {call.edge.node: call.before for call in calls}
+    owner = {p: type(layer).__name__ for layer in plan.owners for p in layer.parameters(recurse=False)}
+    found: set[str] = set()
+    seen: set[torch.autograd.graph.Node | None] = {None}
+    todo = [out.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node in seen or node is None:
+            continue
+        seen.add(node)
+        if node in around:
+            todo.append(around[node])
+            continue
+        variable = getattr(node, "variable", None)
+        if variable is not None and variable in owner:
+            found.add(owner[variable])
+        todo += [following for following, _ in node.next_functions]
+    return found
+
+
+def _layer_by_layer(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
+    found: list[Located] = []
+
+    def receive(layer: nn.Module, g: torch.Tensor) -> None:
+        call = calls.pop(layer)
+        if call.source._version != call.version:
+            plan.obstacles.append(f"the input of {type(layer).__name__} is changed in place")
+        for part in parts_of(layer, rows.own(call.source.detach()), rows.own(g), rows.units):
+            found.append(Located(part=part, slots=plan.owners[layer]))
+
+    out, calls = _forward(model, plan, rows.x, receive)
     values_N = loss(rows.own(out).to(torch.promote_types(out.dtype, torch.float32)), rows.y)
-    for layer in plan.owners:
-        if called.get(layer) != 1:
-            plan.obstacles.append(f"{type(layer).__name__} is not called once, with one input and one output")
-    if plan.obstacles or not roots:
+    if plan.obstacles or not values_N.requires_grad:
         return []
     total = values_N.sum() if rows.weight_N is None else (values_N * rows.weight_N).sum()
+    roots = [call.edge for call in calls.values() if call.before is None]
     with torch.no_grad():
         torch.autograd.grad(total, roots, allow_unused=True)
     return found
@@ -186,7 +264,7 @@ def _hooked(
 
 
 def _row_by_row(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
-    parameters: dict[str, torch.Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     def of_row(x_1: torch.Tensor, y_1: torch.Tensor) -> dict[str, torch.Tensor]:
         def value(some: dict[str, torch.Tensor]) -> torch.Tensor:
