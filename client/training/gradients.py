@@ -85,20 +85,29 @@ def clipped_sum(
 def _sorted_by_unit(
     unit_of_row: NDArray[np.int64],
 ) -> tuple[torch.Tensor | None, NDArray[np.int64], NDArray[np.int64]]:
-    """Return the order of rows by unit (None: as they are), then for each row its unit's position, and rows a unit."""
+    """Return the order of rows by unit (None: as they are), then for each row its unit's position, and rows a unit.
+
+    Units with fewer rows come first, so that units of like size go through the model together.
+    """
     if len(unit_of_row) < 2 or (unit_of_row[1:] > unit_of_row[:-1]).all():
         return None, np.arange(len(unit_of_row)), np.ones(len(unit_of_row), np.int64)
-    order = np.argsort(unit_of_row, kind="stable")
-    _, place, counts = np.unique(unit_of_row[order], return_inverse=True, return_counts=True)
-    return torch.from_numpy(order), place, counts
+    _, unit_N, counts = np.unique(unit_of_row, return_inverse=True, return_counts=True)
+    by_size = np.argsort(counts, kind="stable")
+    place_of_unit = np.empty_like(by_size)
+    place_of_unit[by_size] = np.arange(len(by_size))
+    place = place_of_unit[unit_N]
+    order = np.argsort(place, kind="stable")
+    return torch.from_numpy(order), place[order], counts[by_size]
 
 
 def _portions(counts: NDArray[np.int64], most: int) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and units, whole units and about `most` rows at a time: memory does not grow with the batch."""
+    """Yield rows and units, whole units and at most `most` rows at a time (a larger unit is alone): memory does not
+    grow with the batch. A unit counts as many rows as the largest that it is with, since it is filled up to it."""
     ends = np.cumsum(counts)
     unit = row = 0
     while unit < len(counts):
-        last = max(int(np.searchsorted(ends, row + most, side="right")), unit + 1)
+        filled = counts[unit:] * np.arange(1, len(counts) - unit + 1)
+        last = unit + max(int(np.searchsorted(filled, most, side="right")), 1)
         yield slice(row, int(ends[last - 1])), slice(unit, last)
         unit, row = last, int(ends[last - 1])
 
