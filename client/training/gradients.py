@@ -28,7 +28,7 @@ from client.training.passes import Plan, Rows, parts, plan_of, row_gradient
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 # Up to so many units are summed in float32, more in float64: `noise.ROUNDING` is what rounding can add to the distance
-# of two sums that differ in one unit (measured with all units pulling the same way, where it is largest: a tenth).
+# of two sums that differ in one unit (measured with all units pulling the same way, where it is largest: four tenths).
 _FLOAT32_UNITS = 4096
 _SHRINK = 1.0 - 2.0**-20  # rounding of a norm can never lift a unit above the clip norm
 # The last bit of a row of a matrix product depends on the product's number of rows (up to whole tiles); and, where a
