@@ -34,9 +34,10 @@ _SHRINK = 1.0 - 2.0**-20  # rounding of a norm can never lift a unit above the c
 # The last bit of a row of a matrix product depends on the product's number of rows (up to whole tiles); and, where a
 # row is no multiple of 16 bytes, on the row's place, through the alignment of its address (with period 4). Weights
 # that make outputs cancel blow that bit up until one unit's presence moves the clipped gradients of others. So
-# batches are filled up to whole tiles, and where rows are not aligned each draws its place modulo 4 by itself: what a
-# row contributes then has no way to depend on the other rows.
-_TILE_ROWS, _LANES = 16, 4
+# batches are filled up to whole tiles (`Plan.tile`), and where rows are not aligned each draws its place modulo 4 by
+# itself: what a row contributes then has no way to depend on the other rows.
+_LANES = 4
+_LEAST_AT_ONCE = 16
 _VALUES_AT_ONCE = 2**25  # of the gradients of rows, where a model needs them: 128 MiB
 
 
@@ -66,7 +67,7 @@ def clipped_sum(
     sum_type = torch.float64 if exact else torch.float32
     most = rows_at_once(model, x)
     if plan.obstacles:
-        most = min(most, max(_TILE_ROWS, _VALUES_AT_ONCE // plan.layout.size))
+        most = min(most, max(_LEAST_AT_ONCE, _VALUES_AT_ONCE // plan.layout.size))
     totals = (
         _clipped(
             model,
@@ -122,7 +123,7 @@ def _clipped(
     sum_type: torch.dtype,
 ) -> torch.Tensor:
     (x, y), (place_N, counts_U) = batch, grouping
-    found = parts(model, plan, loss, _filled(x, y, place_N, counts_U, aligned=plan.aligned))
+    found = parts(model, plan, loss, _filled(x, y, place_N, counts_U, plan))
     if not found:  # the loss depends on no parameter
         return torch.zeros(plan.layout.size, dtype=sum_type, device=x.device)
     squared_U = torch.stack([located.part.squared_norm() for located in found]).sum(dim=0)
@@ -192,18 +193,15 @@ def _or_zero(gradient: torch.Tensor | None, parameter: torch.Tensor) -> torch.Te
 
 
 def _filled(
-    x: torch.Tensor, y: torch.Tensor, place_N: NDArray[np.int64], counts_U: NDArray[np.int64], *, aligned: bool
+    x: torch.Tensor, y: torch.Tensor, place_N: NDArray[np.int64], counts_U: NDArray[np.int64], plan: Plan
 ) -> Rows:
     """Fill the batch up to whole tiles, and say which rows belong together."""
-    place = None if aligned else torch.from_numpy(_places(_random_lanes(len(x)))).to(x.device)
+    place = None if plan.aligned else torch.from_numpy(_places(_random_lanes(len(x)))).to(x.device)
     last = len(x) if place is None else int(place.max()) + 1
-    whole = -(-last // _TILE_ROWS) * _TILE_ROWS
-    if place is not None:
-        x = x.new_zeros(whole, *x.shape[1:]).index_copy_(0, place, x)
-    elif whole > len(x):
-        x = torch.cat([x, x.new_zeros(whole - len(x), *x.shape[1:])])
+    whole = -(-last // plan.tile) * plan.tile
+    count, x, y = len(x), _spread(x, place, whole), _spread(y, place, whole)
     if len(counts_U) == len(place_N):
-        return Rows(x=x, place=place, y=y, weight_N=None, units=Units(count=len(counts_U)))
+        return Rows(x=x, place=place, y=y, count=count, weight_N=None, units=Units(count=len(counts_U)))
     rows_UR = np.full((len(counts_U), int(counts_U.max())), -1)
     rows_UR[np.arange(rows_UR.shape[1]) < counts_U[:, None]] = np.arange(len(place_N))
     units = Units(
@@ -212,7 +210,16 @@ def _filled(
         rows_UR=torch.from_numpy(rows_UR).to(x.device),
     )
     weight_N = torch.from_numpy((1.0 / counts_U[place_N]).astype(np.float32)).to(x.device)
-    return Rows(x=x, place=place, y=y, weight_N=weight_N, units=units)
+    return Rows(x=x, place=place, y=y, count=count, weight_N=weight_N, units=units)
+
+
+def _spread(values: torch.Tensor, place: torch.Tensor | None, whole: int) -> torch.Tensor:
+    """Return the rows at their places, or in front, and zeros elsewhere."""
+    if place is not None:
+        return values.new_zeros(whole, *values.shape[1:]).index_copy_(0, place, values)
+    if whole == len(values):
+        return values
+    return torch.cat([values, values.new_zeros(whole - len(values), *values.shape[1:])])
 
 
 def _random_lanes(count: int) -> NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from client.models.base import layout_of
 from client.training.device import autocast
@@ -30,6 +31,9 @@ from strategies.layout import Layout, Slot
 log = logging.getLogger("fedsilo.training")
 
 _ALIGNED = 4  # float32 values that fill 16 bytes
+# Matrix products have tiles of 16 rows. Elementwise functions (sigmoid, silu, elu, softplus) compute the values past a
+# multiple of 32 in another way, so 16 rows do only where each has an even number of values; a loss has one a row.
+_TILE = 32
 _PROBE_ROWS = 3  # no multiple of a tile: a dimension that equals this and the rows of a batch is that of the rows
 
 
@@ -43,6 +47,7 @@ class Plan:
         owners: each layer with trainable parameters of its own, and their slots by the layer's names for them.
         by_differentiation: names of layers that have no closed form here.
         aligned: whether every row of every matrix product is a multiple of 16 bytes.
+        tile: rows that a batch is filled up to a multiple of.
         obstacles: why the layers do not tell all; not empty means row by row.
     """
 
@@ -51,6 +56,7 @@ class Plan:
     owners: Mapping[nn.Module, Mapping[str, Slot]]
     by_differentiation: tuple[str, ...]
     aligned: bool
+    tile: int
     obstacles: list[str] = field(default_factory=list)
 
 
@@ -69,7 +75,8 @@ class Rows:
     Args:
         x: (filled, ...) inputs, among them rows that are no records.
         place: positions of the records in `x`; None when they are the first ones.
-        y: (rows, ...) targets of the records.
+        y: (filled, ...) targets, zero where `x` has no record.
+        count: number of records.
         weight_N: (rows,) what each loss is multiplied by: one over the number of rows of its unit.
         units: of the records.
     """
@@ -77,6 +84,7 @@ class Rows:
     x: torch.Tensor
     place: torch.Tensor | None
     y: torch.Tensor
+    count: int
     weight_N: torch.Tensor | None
     units: Units
 
@@ -84,7 +92,7 @@ class Rows:
         """Return the records' rows of a tensor over all rows."""
         if self.place is not None:
             return values[self.place]
-        return values if len(values) == len(self.y) else values[: len(self.y)]
+        return values if len(values) == self.count else values[: self.count]
 
 
 def plan_of(model: nn.Module, x: torch.Tensor) -> Plan:
@@ -114,7 +122,7 @@ def _planned(model: nn.Module) -> Plan:
     owners: dict[nn.Module, dict[str, Slot]] = {}
     obstacles: list[str] = []
     open_form: list[str] = []
-    aligned = True
+    aligned = even = True
     for path, layer in model.named_modules():
         own = [name for name, p in layer.named_parameters(recurse=False, remove_duplicate=False) if p.requires_grad]
         if not own:
@@ -127,6 +135,7 @@ def _planned(model: nn.Module) -> Plan:
             if within:
                 obstacles.append(f"{path or 'the model'} ({type(layer).__name__}) has {own[0]} beside its layers'")
             open_form.append(f"{path or 'the model'} ({type(layer).__name__})")
+        even &= int(getattr(layer, "out_channels", 0)) % 2 == 0
         aligned &= has_closed_form(layer) and int(getattr(layer, "in_features", 0)) % _ALIGNED == 0
     return Plan(
         parameters=tuple((p, p.requires_grad) for p in model.parameters()),
@@ -134,6 +143,7 @@ def _planned(model: nn.Module) -> Plan:
         owners=owners,
         by_differentiation=tuple(open_form),
         aligned=aligned,
+        tile=_TILE // 2 if aligned and even else _TILE,
         obstacles=obstacles,
     )
 
@@ -241,7 +251,9 @@ def _layer_by_layer(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> 
             found.append(Located(part=part, slots=plan.owners[layer]))
 
     out, calls = _forward(model, plan, rows.x, receive)
-    values_N = loss(rows.own(out).to(torch.promote_types(out.dtype, torch.float32)), rows.y)
+    more = -len(out) % _TILE
+    out = F.pad(out.to(torch.promote_types(out.dtype, torch.float32)).movedim(0, -1), (0, more)).movedim(-1, 0)
+    values_N = rows.own(loss(out, torch.cat([rows.y, rows.y.new_zeros(more, *rows.y.shape[1:])])))
     if plan.obstacles or not values_N.requires_grad:
         return []
     total = values_N.sum() if rows.weight_N is None else (values_N * rows.weight_N).sum()
@@ -272,11 +284,14 @@ def _row_by_row(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list
 
         return torch.func.grad(value)(parameters)  # type: ignore[no-any-return]
 
-    x_N = rows.own(rows.x)
     try:
-        by_row = torch.func.vmap(of_row, randomness="different")(x_N, rows.y)
+        by_row = torch.func.vmap(of_row, randomness="different")(rows.x, rows.y)
+        by_row = {name: rows.own(values) for name, values in by_row.items()}
     except (RuntimeError, ValueError, TypeError):  # an operation that cannot be vectorised
-        each = [row_gradient(model, loss, x_N[n : n + 1], rows.y[n : n + 1]) for n in range(len(x_N))]
+        each = [
+            row_gradient(model, loss, x_1, y_1)
+            for x_1, y_1 in zip(rows.own(rows.x).split(1), rows.own(rows.y).split(1), strict=True)
+        ]
         by_row = {name: torch.stack([row[name] for row in each]) for name in parameters}
     weight = rows.weight_N
     found = []
