@@ -35,6 +35,7 @@ Into = Mapping[str, torch.Tensor]  # where the sum of a parameter goes, by the l
 _TRAFFIC = 8
 _MOST_KEPT = 2.0  # per-unit products take at most so many times the memory of what they replace
 _ROUNDING = 2.0**-21  # of a Gram norm, against the norm without cancellation: four times float32's
+_ALIGNED = 4  # float32 values that fill 16 bytes
 _VANISHED = 2.0**-126  # squares below it may count as zero in float32, and another factor may be as large as 2^126
 _UNFOLDED_AT_ONCE = 2**18  # values: 1 MiB, which stays in the cache
 
@@ -240,8 +241,26 @@ def _kept(places: int, inputs: int, outputs: int, units: Units) -> bool:
 def _matrix(name: str, a_NSI: torch.Tensor, g_NSO: torch.Tensor, units: Units) -> Part:
     """Choose the form that costs less, within memory."""
     if _kept(a_NSI.shape[1], a_NSI.shape[2], g_NSO.shape[2], units):
+        a_NSI, g_NSO = _whole(a_NSI, g_NSO)
         return Explicit(name=name, values_UP=units.added(torch.bmm(g_NSO.mT, a_NSI).flatten(1)))
-    return Product(name=name, a_USI=units.joined(a_NSI), g_USO=units.joined(g_NSO))
+    return _product(name, a_NSI, g_NSO, units)
+
+
+def _product(name: str, a_NSI: torch.Tensor, g_NSO: torch.Tensor, units: Units) -> Product:
+    a_USI, g_USO = _whole(units.joined(a_NSI), units.joined(g_NSO))
+    return Product(name=name, a_USI=a_USI, g_USO=g_USO)
+
+
+def _whole(a_NSI: torch.Tensor, g_NSO: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add places of zeros where a row's matrix is no multiple of 16 bytes.
+
+    The last bit of a product depends on the alignment of its factors; without this, on how many rows come before.
+    """
+    places = a_NSI.shape[1]
+    if places == 1 or all(places * values.shape[2] % _ALIGNED == 0 for values in (a_NSI, g_NSO)):
+        return a_NSI, g_NSO
+    more = (0, 0, 0, -places % _ALIGNED)
+    return F.pad(a_NSI, more), F.pad(g_NSO, more)
 
 
 def _convolution(layer: Convolution, a: torch.Tensor, g: torch.Tensor, units: Units) -> list[Part]:
@@ -254,15 +273,18 @@ def _convolution(layer: Convolution, a: torch.Tensor, g: torch.Tensor, units: Un
         return parts
     inputs, outputs, places = layer.weight[0].numel(), layer.out_channels, g_NOS.shape[2]
     if layer.groups == 1 and not _kept(places, inputs, outputs, units):
-        a_NSI, g_NSO = _unfolded(layer, a, g.shape[2:])[:, 0].mT, g_NOS.mT
-        parts.append(Product(name="weight", a_USI=units.joined(a_NSI), g_USO=units.joined(g_NSO)))
+        parts.append(_product("weight", _unfolded(layer, a, g.shape[2:])[:, 0].mT, g_NOS.mT, units))
         return parts
     at_once = max(1, _UNFOLDED_AT_ONCE // (inputs * layer.groups * places))
-    g_NGOS = g_NOS.unflatten(1, (layer.groups, -1))
+    # Places of zeros as in `_whole`: groups lie one after the other in a row too.
+    odd = any(places * values % _ALIGNED for values in (inputs, outputs // layer.groups))
+    more = (0, -places % _ALIGNED if odd else 0)
+    g_NGOS = F.pad(g_NOS, more).unflatten(1, (layer.groups, -1))
     per_row_NGOI = g.new_empty(len(g), layer.groups, outputs // layer.groups, inputs)
     for start in range(0, len(g), at_once):
         some = slice(start, start + at_once)
-        torch.matmul(g_NGOS[some], _unfolded(layer, a[some], g.shape[2:]).mT, out=per_row_NGOI[some])
+        a_NGIS = F.pad(_unfolded(layer, a[some], g.shape[2:]), more)
+        torch.matmul(g_NGOS[some], a_NGIS.mT, out=per_row_NGOI[some])
     parts.append(Explicit(name="weight", values_UP=units.added(per_row_NGOI.flatten(1))))
     return parts
 

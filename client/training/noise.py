@@ -98,6 +98,7 @@ class DrawnAhead:
         self._random, self._left = random, draws
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="noise")
         self._next: Future[NDArray[np.float64]] | None = None
+        self._drawn: tuple[int, float] | None = None
 
     def __enter__(self) -> DrawnAhead:
         return self
@@ -106,7 +107,14 @@ class DrawnAhead:
         self._thread.shutdown(cancel_futures=True)
 
     def normal(self, count: int, deviation: float) -> NDArray[np.float64]:
-        """Return what `SecretRandom.normal` returns; each value once."""
+        """Return what `SecretRandom.normal` returns; each value once.
+
+        Raises:
+            RuntimeError: the noise that was drawn ahead is of another size or deviation.
+        """
+        if self._next is not None and self._drawn != (count, deviation):
+            raise RuntimeError(f"noise was drawn ahead for {self._drawn}, not for {(count, deviation)}")
+        self._drawn = count, deviation
         values = self._random.normal(count, deviation) if self._next is None else self._next.result()
         self._left -= 1
         self._next = self._thread.submit(self._random.normal, count, deviation) if self._left > 0 else None
