@@ -180,9 +180,7 @@ def _train_one(job: Job) -> Result:
     device, plan = device_of(job.silo.settings.device), plan_of(study, job.silo.name, job.round)
     module = build(study.model, shape, study.file.study.seed).to(device)
     load_weights(module, job.weights)
-    rows = plan.expected_batch_size * plan.max_records_per_unit
-    where = prepared(module, job.records.train.x, rows, device)
-    job.silo.log(logging.INFO, f"run {job.manifest.run[:8]} round {job.round}: trains {where}")
+    job.silo.log(logging.INFO, f"run {job.manifest.run[:8]} round {job.round}: trains {prepared(device)}")
     seen = evaluate(module, job.records.held_out, shape, study)
     sentence = f"run {job.manifest.run[:8]} round {job.round}: model received has {_shown(seen.metrics)}"
     job.silo.log(logging.INFO, sentence)

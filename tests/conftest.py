@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as training runs; more threads divide work by the number of rows
 _ALLOWED_SKIPS = ("gpu:", "FEDSILO_DATA:")
 _full = pytest.StashKey[bool]()
 _bad_skips = pytest.StashKey[list[str]]()

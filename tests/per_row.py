@@ -1,4 +1,5 @@
-"""Gradients of single rows, by our engine and by Opacus: what the tests of clipping, models and layers compare."""
+"""Gradients of single rows, by our engine, by Opacus and by plain differentiation of one row after the other: what the
+tests of clipping, models and layers compare."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def by_engine(model: nn.Module, loss: RowLoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return (rows, d): what each row would add to the sum alone, by the parts that the clipped sum is made from."""
-    plan, each = passes.plan_of(model), np.ones(len(x), dtype=np.int64)
-    rows = gradients._filled(x, y, np.arange(len(x)), each, aligned=plan.aligned)
+    plan, each = passes.plan_of(model, x), np.ones(len(x), dtype=np.int64)
+    rows = gradients._filled(x, y, np.arange(len(x)), each, plan)
     found = passes.parts(model, plan, loss, rows)
     kind = torch.promote_types(next(model.parameters()).dtype, torch.float32)
     total = torch.zeros(len(x), plan.layout.size, dtype=kind)
@@ -51,6 +52,25 @@ def by_opacus(model: nn.Module, loss: RowLoss, x: torch.Tensor, y: torch.Tensor)
     for parameter in model.parameters():
         parameter.grad_sample = None
     return torch.cat(rows, dim=1)
+
+
+def by_autograd(model: nn.Module, loss: RowLoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return (rows, d) float64 by `torch.autograd` in float64, one row after the other."""
+    kind = next(model.parameters()).dtype
+    model.double()  # and back again below: no value is lost
+    parameters = dict(model.named_parameters())
+    ordered = [parameters[slot.name] for slot in layout_of(model).slots]
+    rows = []
+    for x_1, y_1 in zip(x.split(1), y.split(1), strict=True):
+        value = loss(model(x_1.double() if x_1.is_floating_point() else x_1), y_1)[0]
+        found = torch.autograd.grad(value, ordered, allow_unused=True)
+        rows.append(
+            torch.cat(
+                [(torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(ordered, found, strict=True)]
+            )
+        )
+    model.to(kind)
+    return torch.stack(rows).detach()
 
 
 def clipped(rows: torch.Tensor, units: np.ndarray, clip_norm: float) -> np.ndarray:

@@ -66,7 +66,7 @@ def test_figures_and_picture_are_written(result: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", networks())
 def test_our_form_of_a_network_needs_no_fall_back_and_is_as_large_as_the_plain_one(name: str) -> None:
     network = networks()[name]
-    plan = plan_of(network.ours())
+    plan = plan_of(network.ours(), network.batch(2)[0])
     assert not plan.by_differentiation and not plan.obstacles and plan.aligned
     sizes = {
         form: sum(p.numel() for p in getattr(network, form)().parameters()) for form in ("plain", "ours", "opacus")

@@ -10,13 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from client.models.base import Inputs
 from strategies.errors import SettingError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _KEPT_BYTES = 2**30
-_SMALL_BYTES = 2 * 2**20  # threads of smaller steps wait for each other longer than they work
-_MOST_THREADS = 8
 _LEAST_ROWS, _MOST_ROWS = 16, 1024  # more at once is no faster on any device that was tried
 _SHARE = 0.5  # of free memory that one pass may take
 _UNKNOWN_BYTES = 2 * 2**30  # where the system does not tell
@@ -41,16 +38,13 @@ def device_of(setting: str) -> torch.device:
     return device
 
 
-def prepared(model: nn.Module, x: Inputs | torch.Tensor, rows: float, device: torch.device) -> str:
-    """Set memory, precision and threads for training `model`, and return what to say of it in the run's log.
+def prepared(device: torch.device) -> str:
+    """Set memory, precision and threads for training, and return what to say of it in the run's log.
 
-    Matrix products of norms and sums are kept from TF32, whose 10 bits of mantissa no rounding margin covers.
-
-    Args:
-        model: on the device.
-        x: inputs like those that it will see; their values are not looked at.
-        rows: expected rows of a step.
-        device: of the model.
+    One thread, unless OMP_NUM_THREADS says otherwise: work is then divided in one way whatever else is in a batch, so
+    what a record adds depends on no other record to the last bit; and where a machine does other work too, two threads
+    of a small network were up to four times slower than one. Matrix products of norms and sums are kept from TF32,
+    whose 10 bits of mantissa no rounding margin covers.
     """
     keep_freed_memory()
     if device.type == "cuda":
@@ -58,12 +52,8 @@ def prepared(model: nn.Module, x: Inputs | torch.Tensor, rows: float, device: to
         return f"on {torch.cuda.get_device_name(device)}"
     if "OMP_NUM_THREADS" in os.environ:
         return f"on CPU with {torch.get_num_threads()} threads, as OMP_NUM_THREADS says"
-    kept_bytes = rows * _row_bytes(model, x[:0])
-    if kept_bytes < _SMALL_BYTES:
-        torch.set_num_threads(1)
-        return f"on CPU with 1 thread: a step of {kept_bytes / 2**20:.1f} MiB is too small to divide"
-    torch.set_num_threads(min(_MOST_THREADS, os.cpu_count() or 1))
-    return f"on CPU with {torch.get_num_threads()} threads: one a core, at most {_MOST_THREADS}"
+    torch.set_num_threads(1)
+    return "on CPU with 1 thread, so that no record's last bit depends on another; OMP_NUM_THREADS may ask for more"
 
 
 def keep_freed_memory() -> None:

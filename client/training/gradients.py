@@ -27,16 +27,17 @@ from client.training.passes import Plan, Rows, parts, plan_of, row_gradient
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 # Up to so many units are summed in float32, more in float64: `noise.ROUNDING` is what rounding can add to the distance
-# of two sums that differ in one unit (measured with all units pulling the same way, where it is largest: a tenth).
+# of two sums that differ in one unit (measured with all units pulling the same way, where it is largest: four tenths).
 _FLOAT32_UNITS = 4096
 _TINY = np.finfo(np.float64).tiny
 _SHRINK = 1.0 - 2.0**-20  # rounding of a norm can never lift a unit above the clip norm
 # The last bit of a row of a matrix product depends on the product's number of rows (up to whole tiles); and, where a
 # row is no multiple of 16 bytes, on the row's place, through the alignment of its address (with period 4). Weights
 # that make outputs cancel blow that bit up until one unit's presence moves the clipped gradients of others. So
-# batches are filled up to whole tiles, and where rows are not aligned each draws its place modulo 4 by itself: what a
-# row contributes then has no way to depend on the other rows.
-_TILE_ROWS, _LANES = 16, 4
+# batches are filled up to whole tiles (`Plan.tile`), and where rows are not aligned each draws its place modulo 4 by
+# itself: what a row contributes then has no way to depend on the other rows.
+_LANES = 4
+_LEAST_AT_ONCE = 16
 _VALUES_AT_ONCE = 2**25  # of the gradients of rows, where a model needs them: 128 MiB
 
 
@@ -58,15 +59,15 @@ def clipped_sum(
     if not model.training:
         raise RuntimeError("gradients of a row are known in training mode alone; call model.train() before")
     x, y = batch
-    plan = plan_of(model)
     if len(x) == 0:
-        return torch.zeros(plan.layout.size, device=x.device)
+        return torch.zeros(layout_of(model).size, device=x.device)
+    plan = plan_of(model, x)
     order, place_of_unit, counts = _sorted_by_unit(unit_of_row)
     exact = len(counts) > _FLOAT32_UNITS or plan.parameters[0][0].dtype == torch.float64
     sum_type = torch.float64 if exact else torch.float32
     most = rows_at_once(model, x)
     if plan.obstacles:
-        most = min(most, max(_TILE_ROWS, _VALUES_AT_ONCE // plan.layout.size))
+        most = min(most, max(_LEAST_AT_ONCE, _VALUES_AT_ONCE // plan.layout.size))
     totals = [
         _clipped(
             model,
@@ -85,20 +86,29 @@ def clipped_sum(
 def _sorted_by_unit(
     unit_of_row: NDArray[np.int64],
 ) -> tuple[torch.Tensor | None, NDArray[np.int64], NDArray[np.int64]]:
-    """Return the order of rows by unit (None: as they are), then for each row its unit's position, and rows a unit."""
+    """Return the order of rows by unit (None: as they are), then for each row its unit's position, and rows a unit.
+
+    Units with fewer rows come first, so that units of like size go through the model together.
+    """
     if len(unit_of_row) < 2 or (unit_of_row[1:] > unit_of_row[:-1]).all():
         return None, np.arange(len(unit_of_row)), np.ones(len(unit_of_row), np.int64)
-    order = np.argsort(unit_of_row, kind="stable")
-    _, place, counts = np.unique(unit_of_row[order], return_inverse=True, return_counts=True)
-    return torch.from_numpy(order), place, counts
+    _, unit_N, counts = np.unique(unit_of_row, return_inverse=True, return_counts=True)
+    by_size = np.argsort(counts, kind="stable")
+    place_of_unit = np.empty_like(by_size)
+    place_of_unit[by_size] = np.arange(len(by_size))
+    place = place_of_unit[unit_N]
+    order = np.argsort(place, kind="stable")
+    return torch.from_numpy(order), place[order], counts[by_size]
 
 
 def _portions(counts: NDArray[np.int64], most: int) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and units, whole units and about `most` rows at a time: memory does not grow with the batch."""
+    """Yield rows and units, whole units and at most `most` rows at a time (a larger unit is alone): memory does not
+    grow with the batch. A unit counts as many rows as the largest that it is with, since it is filled up to it."""
     ends = np.cumsum(counts)
     unit = row = 0
     while unit < len(counts):
-        last = max(int(np.searchsorted(ends, row + most, side="right")), unit + 1)
+        filled = counts[unit:] * np.arange(1, len(counts) - unit + 1)
+        last = unit + max(int(np.searchsorted(filled, most, side="right")), 1)
         yield slice(row, int(ends[last - 1])), slice(unit, last)
         unit, row = last, int(ends[last - 1])
 
@@ -113,7 +123,9 @@ def _clipped(
     sum_type: torch.dtype,
 ) -> torch.Tensor:
     (x, y), (place_N, counts_U) = batch, grouping
-    found = parts(model, plan, loss, _filled(x, y, place_N, counts_U, aligned=plan.aligned))
+    found = parts(model, plan, loss, _filled(x, y, place_N, counts_U, plan))
+    if not found:  # the loss depends on no parameter
+        return torch.zeros(plan.layout.size, dtype=sum_type, device=x.device)
     squared_U = torch.stack([located.part.squared_norm() for located in found]).sum(dim=0, dtype=torch.float64)
     norm_U = np.sqrt(squared_U.cpu().numpy())
     sound_U = np.isfinite(norm_U)
@@ -130,7 +142,7 @@ def _clipped(
 
 
 def _factor(norm: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):  # over a norm of zero
         factor: NDArray[np.float64] = np.minimum(_SHRINK * clip_norm / np.maximum(norm, _TINY), 1.0)
     return factor
 
@@ -182,18 +194,15 @@ def _or_zero(gradient: torch.Tensor | None, parameter: torch.Tensor) -> torch.Te
 
 
 def _filled(
-    x: torch.Tensor, y: torch.Tensor, place_N: NDArray[np.int64], counts_U: NDArray[np.int64], *, aligned: bool
+    x: torch.Tensor, y: torch.Tensor, place_N: NDArray[np.int64], counts_U: NDArray[np.int64], plan: Plan
 ) -> Rows:
     """Fill the batch up to whole tiles, and say which rows belong together."""
-    place = None if aligned else torch.from_numpy(_places(_random_lanes(len(x)))).to(x.device)
+    place = None if plan.aligned else torch.from_numpy(_places(_random_lanes(len(x)))).to(x.device)
     last = len(x) if place is None else int(place.max()) + 1
-    whole = -(-last // _TILE_ROWS) * _TILE_ROWS
-    if place is not None:
-        x = x.new_zeros(whole, *x.shape[1:]).index_copy_(0, place, x)
-    elif whole > len(x):
-        x = torch.cat([x, x.new_zeros(whole - len(x), *x.shape[1:])])
+    whole = -(-last // plan.tile) * plan.tile
+    count, x, y = len(x), _spread(x, place, whole), _spread(y, place, whole)
     if len(counts_U) == len(place_N):
-        return Rows(x=x, place=place, y=y, weight_N=None, units=Units(count=len(counts_U)))
+        return Rows(x=x, place=place, y=y, count=count, weight_N=None, units=Units(count=len(counts_U)))
     rows_UR = np.full((len(counts_U), int(counts_U.max())), -1)
     rows_UR[np.arange(rows_UR.shape[1]) < counts_U[:, None]] = np.arange(len(place_N))
     units = Units(
@@ -202,7 +211,16 @@ def _filled(
         rows_UR=torch.from_numpy(rows_UR).to(x.device),
     )
     weight_N = torch.from_numpy((1.0 / counts_U[place_N]).astype(np.float32)).to(x.device)
-    return Rows(x=x, place=place, y=y, weight_N=weight_N, units=units)
+    return Rows(x=x, place=place, y=y, count=count, weight_N=weight_N, units=units)
+
+
+def _spread(values: torch.Tensor, place: torch.Tensor | None, whole: int) -> torch.Tensor:
+    """Return the rows at their places, or in front, and zeros elsewhere."""
+    if place is not None:
+        return values.new_zeros(whole, *values.shape[1:]).index_copy_(0, place, values)
+    if whole == len(values):
+        return values
+    return torch.cat([values, values.new_zeros(whole - len(values), *values.shape[1:])])
 
 
 def _random_lanes(count: int) -> NDArray[np.uint8]:

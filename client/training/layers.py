@@ -36,6 +36,8 @@ Into = Mapping[str, torch.Tensor]  # where the sum of a parameter goes, by the l
 _TRAFFIC = 8
 _MOST_KEPT = 2.0  # per-unit products take at most so many times the memory of what they replace
 _ROUNDING = 2.0**-21  # of a Gram norm, against the norm without cancellation: four times float32's
+_ALIGNED = 4  # float32 values that fill 16 bytes
+_VANISHED = 2.0**-126  # squares below it may count as zero in float32, and another factor may be as large as 2^126
 _UNFOLDED_AT_ONCE = 2**18  # values: 1 MiB, which stays in the cache
 
 
@@ -117,10 +119,10 @@ class Outer:
     names: Names
 
     def squared_norm(self) -> torch.Tensor:
-        g_U = _squared(self.g_UO)
+        g_U = _squared(self.g_UO).add_(_VANISHED * self.g_UO.shape[-1])
         if "weight" not in self.names:
             return g_U
-        a_U = _squared(self.a_UI)
+        a_U = _squared(self.a_UI).add_(_VANISHED * self.a_UI.shape[-1])
         return a_U.add_(1.0).mul_(g_U) if "bias" in self.names else a_U.mul_(g_U)
 
     def only(self, keep_U: torch.Tensor) -> Outer:
@@ -150,7 +152,8 @@ class Product:
     g_USO: torch.Tensor
 
     def squared_norm(self) -> torch.Tensor:
-        a_US, g_US = _squared(self.a_USI), _squared(self.g_USO)
+        a_US = _squared(self.a_USI).add_(_VANISHED / _ROUNDING * self.a_USI.shape[-1])
+        g_US = _squared(self.g_USO).add_(_VANISHED / _ROUNDING * self.g_USO.shape[-1])
         gram_USS = (self.a_USI @ self.a_USI.mT).mul_(self.g_USO @ self.g_USO.mT)
         # Where the products of the places cancel, rounding is large against the sum. It is added, so that the norm is
         # never too small; without cancellation it is below 1e-6.
@@ -243,8 +246,26 @@ def _kept(places: int, inputs: int, outputs: int, units: Units) -> bool:
 def _matrix(name: str, a_NSI: torch.Tensor, g_NSO: torch.Tensor, units: Units) -> Part:
     """Choose the form that costs less, within memory."""
     if _kept(a_NSI.shape[1], a_NSI.shape[2], g_NSO.shape[2], units):
+        a_NSI, g_NSO = _whole(a_NSI, g_NSO)
         return Explicit(name=name, values_UP=units.added(torch.bmm(g_NSO.mT, a_NSI).flatten(1)))
-    return Product(name=name, a_USI=units.joined(a_NSI), g_USO=units.joined(g_NSO))
+    return _product(name, a_NSI, g_NSO, units)
+
+
+def _product(name: str, a_NSI: torch.Tensor, g_NSO: torch.Tensor, units: Units) -> Product:
+    a_USI, g_USO = _whole(units.joined(a_NSI), units.joined(g_NSO))
+    return Product(name=name, a_USI=a_USI, g_USO=g_USO)
+
+
+def _whole(a_NSI: torch.Tensor, g_NSO: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add places of zeros where a row's matrix is no multiple of 16 bytes.
+
+    The last bit of a product depends on the alignment of its factors; without this, on how many rows come before.
+    """
+    places = a_NSI.shape[1]
+    if places == 1 or all(places * values.shape[2] % _ALIGNED == 0 for values in (a_NSI, g_NSO)):
+        return a_NSI, g_NSO
+    more = (0, 0, 0, -places % _ALIGNED)
+    return F.pad(a_NSI, more), F.pad(g_NSO, more)
 
 
 def _convolution(layer: Convolution, a: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:
@@ -257,15 +278,18 @@ def _convolution(layer: Convolution, a: torch.Tensor, g: torch.Tensor, units: Un
         return parts
     inputs, outputs, places = layer.weight[0].numel(), layer.out_channels, g_NOS.shape[2]
     if layer.groups == 1 and not _kept(places, inputs, outputs, units):
-        a_NSI, g_NSO = _unfolded(layer, a, g.shape[2:])[:, 0].mT, g_NOS.mT
-        parts.append(Product(name="weight", a_USI=units.joined(a_NSI), g_USO=units.joined(g_NSO)))
+        parts.append(_product("weight", _unfolded(layer, a, g.shape[2:])[:, 0].mT, g_NOS.mT, units))
         return parts
     at_once = max(1, _UNFOLDED_AT_ONCE // (inputs * layer.groups * places))
-    g_NGOS = g_NOS.unflatten(1, (layer.groups, -1))
+    # Places of zeros as in `_whole`: groups lie one after the other in a row too.
+    odd = any(places * values % _ALIGNED for values in (inputs, outputs // layer.groups))
+    more = (0, -places % _ALIGNED if odd else 0)
+    g_NGOS = F.pad(g_NOS, more).unflatten(1, (layer.groups, -1))
     per_row_NGOI = g.new_empty(len(g), layer.groups, outputs // layer.groups, inputs)
     for start in range(0, len(g), at_once):
         some = slice(start, start + at_once)
-        torch.matmul(g_NGOS[some], _unfolded(layer, a[some], g.shape[2:]).mT, out=per_row_NGOI[some])
+        a_NGIS = F.pad(_unfolded(layer, a[some], g.shape[2:]), more)
+        torch.matmul(g_NGOS[some], a_NGIS.mT, out=per_row_NGOI[some])
     parts.append(Explicit(name="weight", values_UP=units.added(per_row_NGOI.flatten(1))))
     return parts
 
@@ -335,18 +359,19 @@ def _scaled(normal: torch.Tensor, g: torch.Tensor, units: Units, names: Names, o
     """Layers that end in weight * normal + bias, over the last `own` dimensions."""
     over = tuple(range(1, g.ndim - own))
     parts: list[Part] = []
-    for name, by in (("weight", lambda: normal.mul_(g)), ("bias", lambda: g)):
+    for name in ("weight", "bias"):
         if name in names:
-            per_row = by().sum(over) if over else by()  # type: ignore[no-untyped-call]
+            by_place = normal.mul_(g) if name == "weight" else g
+            per_row = by_place.sum(over) if over else by_place
             parts.append(Explicit(name=name, values_UP=units.added(per_row.reshape(len(g), -1))))
     return parts
 
 
 def _group_norm(layer: nn.GroupNorm, a: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:
     parts: list[Part] = []
-    g_NCS = g.flatten(2)
+    g_NCS = g.reshape(*g.shape[:2], -1)  # (N, C) has one place
     if "weight" in names:
-        normal = F.group_norm(a, layer.num_groups, None, None, layer.eps).flatten(2)
+        normal = F.group_norm(a, layer.num_groups, None, None, layer.eps).reshape(g_NCS.shape)
         parts.append(Explicit(name="weight", values_UP=units.added(normal.mul_(g_NCS).sum(2))))
     if "bias" in names:
         parts.append(Explicit(name="bias", values_UP=units.added(g_NCS.sum(2))))
@@ -367,6 +392,7 @@ def _features(layer: FeatureProducts, a: torch.Tensor, g: torch.Tensor, units: U
 def _any_layer(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:
     """Any layer of one input and one output: the gradient of each row by automatic differentiation."""
     own: dict[str, torch.Tensor] = {name: getattr(layer, name) for name in names}
+    values = {name: parameter.detach() for name, parameter in own.items()}
 
     def pulled(some: dict[str, torch.Tensor], a_1: torch.Tensor, g_1: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = torch.func.functional_call(layer, some, (a_1[None],))[0]
@@ -374,7 +400,7 @@ def _any_layer(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units,
 
     with torch.enable_grad():
         try:
-            found = torch.func.vmap(torch.func.grad(pulled), in_dims=(None, 0, 0), randomness="different")(own, a, g)
+            found = torch.func.vmap(torch.func.grad(pulled), in_dims=(None, 0, 0), randomness="different")(values, a, g)
         except (RuntimeError, ValueError, TypeError):  # an operation that cannot be vectorised
             rows = [torch.autograd.grad(pulled(own, *row), list(own.values())) for row in zip(a, g, strict=True)]
             found = dict(zip(own, map(torch.stack, zip(*rows, strict=True)), strict=True))
@@ -409,19 +435,19 @@ def parts_of(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units, n
         units: of the rows.
         names: of the parameters that are trained.
     """
-    if not has_closed_form(layer):
-        return _any_layer(layer, a, g, units, names)
     if g.dtype not in (torch.float32, torch.float64):
         g = g.float()
     if a.dtype != g.dtype and a.is_floating_point():
         a = a.to(g.dtype)
-    return _HANDLERS[type(layer)](layer, a, g, units, names)
+    compute = _HANDLERS[type(layer)] if has_closed_form(layer) else _any_layer
+    return compute(layer, a, g, units, names)
 
 
 def has_closed_form(layer: nn.Module) -> bool:
     """Return whether the gradients of such a layer are known here, without automatic differentiation."""
     unusual = (
-        getattr(layer, "padding_mode", "zeros") != "zeros"
+        not layer._parameters.keys() <= {"weight", "bias"}  # a weight that is computed from others
+        or getattr(layer, "padding_mode", "zeros") != "zeros"
         or getattr(layer, "scale_grad_by_freq", False)
         or getattr(layer, "max_norm", None) is not None
     )

@@ -4,14 +4,15 @@ Hooks record the input of each layer that has parameters; the backward pass is a
 alone, so autograd skips every weight; each layer is turned into its part (`client.training.layers`) as soon as its
 output's gradient is there, and what it was made from is let go.
 
-A model whose layers do not tell all (a parameter that two layers share, a layer called twice, a layer of several
-inputs such as torch.nn.MultiheadAttention) is differentiated row by row instead, and the log says why.
+A model whose layers do not tell all (a parameter that two layers share or that is used outside its layer, a layer
+called twice, on several inputs as torch.nn.MultiheadAttention is, or on a tensor that does not have the rows of the
+batch first) is differentiated row by row instead, and the log says why.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,10 @@ from strategies.layout import Layout, Slot
 log = logging.getLogger("fedsilo.training")
 
 _ALIGNED = 4  # float32 values that fill 16 bytes
+# Matrix products have tiles of 16 rows. Elementwise functions (sigmoid, silu, elu, softplus) compute the values past a
+# multiple of 32 in another way, so 16 rows do only where each has an even number of values; a loss has one a row.
+_TILE = 32
+_PROBE_ROWS = 3  # no multiple of a tile: a dimension that equals this and the rows of a batch is that of the rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +42,11 @@ class Plan:
     Args:
         parameters: the model's own, and whether each was trained when the plan was made.
         layout: their places.
-        sizes: values of each parameter, in the order of the layout.
+        sizes: values of each, in the order of the layout.
         owners: each layer with trainable parameters of its own, and their slots by the layer's names for them.
         by_differentiation: names of layers that have no closed form here.
         aligned: whether every row of every matrix product is a multiple of 16 bytes.
+        tile: rows that a batch is filled up to a multiple of.
         obstacles: why the layers do not tell all; not empty means row by row.
     """
 
@@ -50,6 +56,7 @@ class Plan:
     owners: Mapping[nn.Module, Mapping[str, Slot]]
     by_differentiation: tuple[str, ...]
     aligned: bool
+    tile: int
     obstacles: list[str] = field(default_factory=list)
 
 
@@ -68,7 +75,8 @@ class Rows:
     Args:
         x: (filled, ...) inputs, among them rows that are no records.
         place: positions of the records in `x`; None when they are the first ones.
-        y: (rows, ...) targets of the records.
+        y: (filled, ...) targets, zero where `x` has no record.
+        count: number of records.
         weight_N: (rows,) what each loss is multiplied by: one over the number of rows of its unit.
         units: of the records.
     """
@@ -76,6 +84,7 @@ class Rows:
     x: torch.Tensor
     place: torch.Tensor | None
     y: torch.Tensor
+    count: int
     weight_N: torch.Tensor | None
     units: Units
 
@@ -83,11 +92,11 @@ class Rows:
         """Return the records' rows of a tensor over all rows."""
         if self.place is not None:
             return values[self.place]
-        return values if values.shape[0] == self.y.shape[0] else values[: self.y.shape[0]]
+        return values if values.shape[0] == self.count else values[: self.count]
 
 
-def plan_of(model: nn.Module) -> Plan:
-    """Return the model's plan."""
+def plan_of(model: nn.Module, x: torch.Tensor) -> Plan:
+    """Return the model's plan for inputs like those of `x` (their values are not looked at)."""
     plan: Plan | None = model.__dict__.get("_private_plan")  # past torch's registry of parts
     if plan is None or any(p.requires_grad != trained for p, trained in plan.parameters):
         plan = model.__dict__["_private_plan"] = _planned(model)
@@ -95,8 +104,19 @@ def plan_of(model: nn.Module) -> Plan:
             log.warning(
                 "per-unit gradients by differentiation, not in closed form: %s", ", ".join(plan.by_differentiation)
             )
+        if not plan.obstacles:
+            _probe(model, plan, x)
         _say(plan)
     return plan
+
+
+def _probe(model: nn.Module, plan: Plan, x: torch.Tensor) -> None:
+    """Look at the graph of a few rows of zeros for what keeps the layers from telling all."""
+    with torch.enable_grad():
+        out, calls = _forward(model, plan, x.new_zeros(_PROBE_ROWS, *x.shape[1:]))
+    if not plan.obstacles:
+        outside = _outside(plan, out, calls)
+        plan.obstacles.extend(f"a parameter of {name} is used outside its layer" for name in sorted(outside))
 
 
 def _planned(model: nn.Module) -> Plan:
@@ -105,7 +125,7 @@ def _planned(model: nn.Module) -> Plan:
     owners: dict[nn.Module, dict[str, Slot]] = {}
     obstacles: list[str] = []
     open_form: list[str] = []
-    aligned = True
+    aligned = even = True
     for path, layer in model.named_modules():
         own = [name for name, p in layer.named_parameters(recurse=False, remove_duplicate=False) if p.requires_grad]
         if not own:
@@ -114,7 +134,11 @@ def _planned(model: nn.Module) -> Plan:
         obstacles += [f"{full} is shared by two layers" for full in names.values() if full not in slots]
         owners[layer] = {name: slots[full] for name, full in names.items() if full in slots}
         if not has_closed_form(layer):
+            within = [name for name, p in layer.named_parameters() if p.requires_grad and name not in own]
+            if within:
+                obstacles.append(f"{path or 'the model'} ({type(layer).__name__}) has {own[0]} beside its layers'")
             open_form.append(f"{path or 'the model'} ({type(layer).__name__})")
+        even &= int(getattr(layer, "out_channels", 0)) % 2 == 0
         aligned &= has_closed_form(layer) and int(getattr(layer, "in_features", 0)) % _ALIGNED == 0
     return Plan(
         parameters=tuple((p, p.requires_grad) for p in model.parameters()),
@@ -123,6 +147,7 @@ def _planned(model: nn.Module) -> Plan:
         owners=owners,
         by_differentiation=tuple(open_form),
         aligned=aligned,
+        tile=_TILE // 2 if aligned and even else _TILE,
         obstacles=obstacles,
     )
 
@@ -142,44 +167,126 @@ def parts(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Locat
     return _row_by_row(model, plan, loss, rows)
 
 
-def _layer_by_layer(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
-    found: list[Located] = []
-    asked: list[torch.Tensor] = []
-    together: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
-    called: dict[nn.Module, int] = {}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Call:
+    """What went in and out of a layer, as it was at that time: either may be changed in place later.
 
-    def add(layer: nn.Module, a: torch.Tensor, g: torch.Tensor) -> None:
-        slots = plan.owners[layer]
-        found.extend(Located(part=part, slots=slots) for part in parts_of(layer, a, rows.own(g), rows.units, slots))
+    Args:
+        layer: which.
+        source: the input.
+        version: of its values.
+        edge: the output's place in the graph.
+    """
+
+    layer: nn.Module
+    source: torch.Tensor
+    version: int
+    edge: torch.autograd.graph.GradientEdge
+
+
+Receive = Callable[[_Call, torch.Tensor], None]
+
+
+def _forward(
+    model: nn.Module, plan: Plan, x: torch.Tensor, receive: Receive | None = None
+) -> tuple[torch.Tensor, list[_Call]]:
+    """Return the outputs and the layers' calls, and note in the plan what keeps the layers from telling all.
+
+    Args:
+        model: in training mode.
+        plan: of the model.
+        x: inputs.
+        receive: given in a backward pass each call of more than one place a row and the gradient by its output; such
+            calls are not kept here, unless they are where the graph begins.
+    """
+    calls: list[_Call] = []
+    times = dict.fromkeys(plan.owners, 0)
 
     def record(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        simple = len(inputs) == 1 and isinstance(inputs[0], torch.Tensor) and isinstance(output, torch.Tensor)
-        called[layer] = called.get(layer, 0) + (1 if simple else 2)
-        if not simple:
+        alone = len(inputs) == 1 and _has_rows(inputs[0], x.shape[0]) and _has_rows(output, x.shape[0])
+        times[layer] += 1 if alone else 2
+        if not (alone and output.requires_grad):
             return
-        a = rows.own(inputs[0].detach())
-        if output.ndim == 2:  # one place a row: input and gradient are kept until the sum is made, in any case
-            together.append((layer, a, output))
+        source, edge = inputs[0], torch.autograd.graph.get_gradient_edge(output)
+        call = _Call(layer=layer, source=source, version=source._version, edge=edge)
+        if receive is None or output.ndim == 2:
+            calls.append(call)
             return
-        held = [a]  # let go as soon as it has been used, as autograd does with what it saved
-        output.register_hook(lambda g: add(layer, held.pop(), g))
-        if not inputs[0].requires_grad:
-            asked.append(output)
+        held = [call]  # its input is let go as soon as it has been used, as autograd does with what it saved
+        output.register_hook(lambda g: receive(held.pop(), g))
+        if source.grad_fn is None:
+            calls.append(_Call(layer=layer, source=source.new_empty(0), version=-1, edge=edge))
 
-    with _hooked(plan.owners, record), autocast(rows.x.device):
-        out = model(rows.x)
-    values_N = loss(rows.own(out if out.dtype in (torch.float32, torch.float64) else out.float()), rows.y)
-    for layer in plan.owners:
-        if called.get(layer) != 1:
-            plan.obstacles.append(f"{type(layer).__name__} is not called once, with one input and one output")
-    if plan.obstacles:
+    with _hooked(plan.owners, record), autocast(x.device):
+        out: torch.Tensor = model(x)
+    plan.obstacles.extend(
+        f"{type(layer).__name__} is not called once, with one input and one output that have the rows first"
+        for layer, count in times.items()
+        if count != 1
+    )
+    return out, calls
+
+
+def _has_rows(value: object, count: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == count
+
+
+def _outside(plan: Plan, out: torch.Tensor, calls: Iterable[_Call]) -> set[str]:
+    """Return the kinds of layers of which the graph reaches parameters by another way than through the layer."""
+    around = {call.edge.node: call.source.grad_fn for call in calls}
+    owner = {p: type(layer).__name__ for layer in plan.owners for p in layer.parameters(recurse=False)}
+    found: set[str] = set()
+    seen: set[torch.autograd.graph.Node | None] = {None}
+    todo = [out.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node in seen or node is None:
+            continue
+        seen.add(node)
+        if node in around:
+            todo.append(around[node])
+            continue
+        variable = getattr(node, "variable", None)
+        if variable is not None and variable in owner:
+            found.add(owner[variable])
+        todo += [following for following, _ in node.next_functions]
+    return found
+
+
+def _layer_by_layer(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
+    found: list[Located] = []
+
+    def receive(call: _Call, g: torch.Tensor) -> None:
+        if call.source._version != call.version:
+            plan.obstacles.append(f"the input of {type(call.layer).__name__} is changed in place")
+        slots = plan.owners[call.layer]
+        own = parts_of(call.layer, rows.own(call.source.detach()), rows.own(g), rows.units, slots)
+        found.extend(Located(part=part, slots=slots) for part in own)
+
+    # Layers of one place a row keep input and gradient until the sum is made in any case, so their gradients are asked
+    # for together; those of the others are turned into parts on the way.
+    out, calls = _forward(model, plan, rows.x, receive)
+    values_N = rows.own(_losses(loss, out, rows.y))
+    if plan.obstacles or not values_N.requires_grad:
         return []
     total = values_N.sum() if rows.weight_N is None else (values_N * rows.weight_N).sum()
-    by_output = torch.autograd.grad(total, [*(output for _, _, output in together), *asked], allow_unused=True)
-    for (layer, a, _), g in zip(together, by_output, strict=False):
-        if g is not None:
-            add(layer, a, g)
+    with torch.no_grad():
+        by_output = torch.autograd.grad(total, [call.edge for call in calls], allow_unused=True)
+        for call, g in zip(calls, by_output, strict=True):
+            if g is not None and call.version >= 0:
+                receive(call, g)
     return found
+
+
+def _losses(loss: RowLoss, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return each row's loss; the loss sees whole tiles."""
+    if out.dtype not in (torch.float32, torch.float64):
+        out = out.float()
+    more = -out.shape[0] % _TILE
+    if more:
+        out = torch.cat([out, out.new_zeros(more, *out.shape[1:])])
+        y = torch.cat([y, y.new_zeros(more, *y.shape[1:])])
+    return loss(out, y)
 
 
 @contextmanager
@@ -195,7 +302,7 @@ def _hooked(
 
 
 def _row_by_row(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
-    parameters: dict[str, torch.Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
     def of_row(x_1: torch.Tensor, y_1: torch.Tensor) -> dict[str, torch.Tensor]:
         def value(some: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -203,11 +310,14 @@ def _row_by_row(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list
 
         return torch.func.grad(value)(parameters)  # type: ignore[no-any-return]
 
-    x_N = rows.own(rows.x)
     try:
-        by_row = torch.func.vmap(of_row, randomness="different")(x_N, rows.y)
+        by_row = torch.func.vmap(of_row, randomness="different")(rows.x, rows.y)
+        by_row = {name: rows.own(values) for name, values in by_row.items()}
     except (RuntimeError, ValueError, TypeError):  # an operation that cannot be vectorised
-        each = [row_gradient(model, loss, x_N[n : n + 1], rows.y[n : n + 1]) for n in range(len(x_N))]
+        each = [
+            row_gradient(model, loss, x_1, y_1)
+            for x_1, y_1 in zip(rows.own(rows.x).split(1), rows.own(rows.y).split(1), strict=True)
+        ]
         by_row = {name: torch.stack([row[name] for row in each]) for name in parameters}
     weight = rows.weight_N
     found = []

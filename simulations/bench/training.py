@@ -104,7 +104,8 @@ def _measured(name: str, batch: int, device: torch.device, laps: int) -> list[Ro
         ways[engine], rows[engine] = step, row
     seconds = in_turn(ways, laps=laps, steps=_steps(ways["plain"]))
     peaks = {engine: _peak_bytes(engine, name, batch, device) for engine in ways}
-    fell_back = tuple(plan_of(network.ours()).by_differentiation) + tuple(plan_of(network.ours()).obstacles)
+    plan = plan_of(network.ours(), network.batch(1)[0])
+    fell_back = (*plan.by_differentiation, *plan.obstacles)
     for engine, laps_s in seconds.items():
         peak, plain = peaks[engine], peaks["plain"]
         rows[engine] = Row(
