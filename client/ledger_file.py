@@ -40,6 +40,7 @@ SCHEMA = {
         )
     },
 }
+COUNTED = 2**31  # the header holds that many positions
 _WAIT_S = 30.0
 
 
@@ -153,6 +154,18 @@ class LedgerFile:
     def append(self, seq: int, line: bytes) -> None:
         """Add a line, inside `writing`."""
         self._connection.execute("INSERT INTO entries (seq, line) VALUES (?, ?)", (seq, line))
+        self._connection.execute(f"PRAGMA user_version = {seq % COUNTED}")
+
+    def last(self) -> int:
+        """Return the position of the last line as the file's header has it, on a page that each commit writes anyway.
+
+        A damaged page may hide the last lines, which no hash link would miss.
+
+        Raises:
+            LedgerError: the file cannot be read.
+        """
+        with self._errors():
+            return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
 
     def sketches(self) -> dict[str, bytes]:
         """Return the sketch of units by data root.

@@ -250,6 +250,7 @@ def test_acknowledged_entries_that_are_gone_after_an_error_stay_missed(tmp_path:
 def test_a_flipped_bit_of_the_file_never_makes_less_of_what_was_spent(
     tmp_path: Path, scaled: Callable[..., int]
 ) -> None:
+    """Found: one bit in the header of a page hid the last four of five entries."""
     place = made(tmp_path, roots=[LARGE])
     with opened(place) as ledger:
         reserve(ledger, 1)
@@ -258,7 +259,8 @@ def test_a_flipped_bit_of_the_file_never_makes_less_of_what_was_spent(
         before = ledger.export()
     whole = place.path.read_bytes()
     bits = len(whole) * 8
-    chosen = random.Random(17).sample(range(bits), bits if scaled(10) == 10 else bits // 80)
+    chosen = set(random.Random(17).sample(range(bits), bits if scaled(10) == 10 else bits // 80))
+    chosen |= {page * 8 + bit for page in range(0, len(whole), 4096) for bit in range(30 * 8)}  # headers of pages
     seen = 0
     for bit in chosen:
         spoilt = bytearray(whole)
@@ -271,4 +273,4 @@ def test_a_flipped_bit_of_the_file_never_makes_less_of_what_was_spent(
                 assert ledger.spent("records") == COST
         except LedgerError:
             seen += 1
-    assert seen > len(chosen) * sum(map(len, before)) * 0.9 / len(whole), "bits of the entries themselves were not seen"
+    assert seen > len(chosen) * 0.1, "bits of the entries themselves were not seen"
