@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.filesystem import require_durable
 from client.keys import ledger_key, read_pin, sync_folder
-from client.ledger_file import Durability, LedgerFile
+from client.ledger_file import COUNTED, Durability, LedgerFile
 from strategies.errors import LedgerError, SettingError, VerificationError
 from strategies.privacy.budget import Budget
 from strategies.proof.canonical import dump, load
@@ -290,6 +290,8 @@ class Book:
         try:
             with closing(self._file.lines(max(chain.seq, 1))) as rows:
                 _follow(chain, rows, quick=quick and known is None)
+            if self._file.last() != chain.seq % COUNTED:
+                raise ChainError(chain.seq + 1, f"the file's header counts {self._file.last()} as its last")
             if known is None:
                 _check_sketches(chain, self._file.sketches())
         except VerificationError as error:

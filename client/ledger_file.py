@@ -40,6 +40,7 @@ SCHEMA = {
         )
     },
 }
+COUNTED = 2**31  # the header holds that many positions
 _WAIT_S = 30.0
 
 
@@ -57,7 +58,7 @@ class LedgerFile:
 
     def __init__(self, path: Path, *, durable: bool, new: bool = False) -> None:
         self.path, self.durable = path, durable
-        self._broken = False
+        self._broken, self._folder = False, -1
         try:
             self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -69,13 +70,19 @@ class LedgerFile:
         except BaseException:
             os.close(self._lock)
             raise
+        try:
+            self._folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            self.close()
+            raise LedgerError(f"{path.parent} cannot be opened: {error.strerror}") from None
 
     def close(self) -> None:
         """Close the file; an unfinished transaction is rolled back by whoever opens it next."""
         self._connection.close()
-        if self._lock >= 0:
-            os.close(self._lock)
-        self._lock = -1
+        for descriptor in (self._folder, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._folder = self._lock = -1
 
     # --- reading and writing --------------------------------------------------------------------------------
 
@@ -110,6 +117,7 @@ class LedgerFile:
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield
                 self._connection.execute("COMMIT")
+                self._sync_folder()
             except sqlite3.Error as error:
                 # Another program may hold the file; all else has failed while writing, or while undoing a crash.
                 self._broken = getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_BUSY
@@ -146,6 +154,18 @@ class LedgerFile:
     def append(self, seq: int, line: bytes) -> None:
         """Add a line, inside `writing`."""
         self._connection.execute("INSERT INTO entries (seq, line) VALUES (?, ?)", (seq, line))
+        self._connection.execute(f"PRAGMA user_version = {seq % COUNTED}")
+
+    def last(self) -> int:
+        """Return the position of the last line as the file's header has it, on a page that each commit writes anyway.
+
+        A damaged page may hide the last lines, which no hash link would miss.
+
+        Raises:
+            LedgerError: the file cannot be read.
+        """
+        with self._errors():
+            return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
 
     def sketches(self) -> dict[str, bytes]:
         """Return the sketch of units by data root.
@@ -222,6 +242,17 @@ class LedgerFile:
             return self.path.stat().st_ino != self._inode
         except OSError:
             return True
+
+    def _sync_folder(self) -> None:
+        """Sync the folder once more: SQLite says nothing where it could not open it to sync the end of the journal."""
+        try:
+            if self.durable:
+                os.fsync(self._folder)
+        except OSError as error:
+            self._broken = True
+            raise LedgerError(
+                f"{self.path.parent} could not be synced ({error.strerror}); nothing was acknowledged"
+            ) from None
 
     def _roll_back(self) -> None:
         with suppress(sqlite3.Error):

@@ -64,14 +64,17 @@ def test_killed_writers_lose_nothing(tmp_path: Path, scaled: Callable[..., int])
     fresh, draw = multiprocessing.get_context("forkserver"), random.Random(28)
     fresh.set_forkserver_preload(["test_ledger_faults", "dp_accounting.rdp"])
     for durability, writers, longest in (("process", scaled(200), 0.03), ("power-loss", scaled(100), 0.3)):
-        place, acknowledged, killed_midway = made(tmp_path / durability, durability, roots=[LARGE]), [], 0  # type: ignore[arg-type]
-        for _ in range(writers):
+        written = 0
+        for number in range(writers):
+            if number % 20 == 0:  # a new ledger now and then, so that looking at it stays quick
+                folder = tmp_path / f"{durability}-{number}"
+                place, acknowledged = made(folder, durability, roots=[LARGE]), []  # type: ignore[arg-type]
             first = 1 + max((round for _, round in acknowledged), default=0)
             reader, writer = fresh.Pipe(duplex=False)
-            process = fresh.Process(target=_write, args=(tmp_path / durability, durability, first, writer))
+            process = fresh.Process(target=_write, args=(folder, durability, first, writer))
             process.start()
             writer.close()
-            told = os.read(reader.fileno(), 6)
+            told = os.read(reader.fileno(), 8)
             time.sleep(draw.uniform(0, longest))
             os.kill(process.pid, signal.SIGKILL)
             while more := os.read(reader.fileno(), 65536):
@@ -84,9 +87,9 @@ def test_killed_writers_lose_nothing(tmp_path: Path, scaled: Callable[..., int])
             assert_sound(place, acknowledged)
             with opened(place) as ledger:
                 there = steps(ledger)
-            killed_midway += len(there) - len(acknowledged)
+            written += len(words)
             acknowledged = there  # what came to stand without being told is spent as well
-        assert len(acknowledged) > writers, "the writers were killed before they wrote"
+        assert written > writers, "the writers were killed before they wrote"
 
 
 # --- system calls that fail ---------------------------------------------------------------------------------
@@ -247,6 +250,7 @@ def test_acknowledged_entries_that_are_gone_after_an_error_stay_missed(tmp_path:
 def test_a_flipped_bit_of_the_file_never_makes_less_of_what_was_spent(
     tmp_path: Path, scaled: Callable[..., int]
 ) -> None:
+    """Found: one bit in the header of a page hid the last four of five entries."""
     place = made(tmp_path, roots=[LARGE])
     with opened(place) as ledger:
         reserve(ledger, 1)
@@ -255,7 +259,8 @@ def test_a_flipped_bit_of_the_file_never_makes_less_of_what_was_spent(
         before = ledger.export()
     whole = place.path.read_bytes()
     bits = len(whole) * 8
-    chosen = random.Random(17).sample(range(bits), bits if scaled(10) == 10 else bits // 80)
+    chosen = set(random.Random(17).sample(range(bits), bits if scaled(10) == 10 else bits // 80))
+    chosen |= {page * 8 + bit for page in range(0, len(whole), 4096) for bit in range(30 * 8)}  # headers of pages
     seen = 0
     for bit in chosen:
         spoilt = bytearray(whole)
@@ -268,4 +273,4 @@ def test_a_flipped_bit_of_the_file_never_makes_less_of_what_was_spent(
                 assert ledger.spent("records") == COST
         except LedgerError:
             seen += 1
-    assert seen > len(chosen) * sum(map(len, before)) * 0.9 / len(whole), "bits of the entries themselves were not seen"
+    assert seen > len(chosen) * 0.1, "bits of the entries themselves were not seen"
