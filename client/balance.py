@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from client.ledger_book import Place
 from strategies.errors import Refusal, RefusalCode
+from strategies.privacy.admission import Admission, admission
 from strategies.privacy.budget import Budget
 from strategies.privacy.dataroot import DataRoot, repeat
 from strategies.privacy.events import Event
 from strategies.proof.chain import Chain
+from strategies.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,10 @@ class Balance:
         """Return whether all of `planned` may still be released."""
         planned = tuple(planned)
         return self.root.fits(self.events, planned) and (self.limit is None or self.limit.fits(self.events, planned))
+
+    def admission(self, study: Study) -> Admission:
+        """Ask whether a whole study fits."""
+        return admission(study, self.root, self.events, limit=self.limit)
 
     def rounds_that_fit(self, round_events: tuple[Event, ...], most: int, beside: tuple[Event, ...] = ()) -> int:
         """Return how many rounds of `round_events`, at most `most`, fit beside other releases."""
