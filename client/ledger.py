@@ -340,6 +340,11 @@ class Ledger:
         return self._book.pins
 
     @property
+    def key_in_force(self) -> str:
+        """The public key that signs the next entry, 64 hex digits."""
+        return self._book.view().ledger_key
+
+    @property
     def officer(self) -> str:
         """The officer's public key of now, 64 hex digits."""
         return self._book.view().dpo_key
