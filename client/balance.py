@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from client.ledger_book import Place
 from strategies.errors import Refusal, RefusalCode
-from strategies.privacy.admission import Admission, admission
+from strategies.privacy.admission import Admission, admission, counted
 from strategies.privacy.budget import Budget
 from strategies.privacy.dataroot import DataRoot, repeat
 from strategies.privacy.events import Event
@@ -36,8 +36,13 @@ class Balance:
 
     @property
     def spent(self) -> float:
-        """The epsilon of all that was reserved, as the gate counts it, rounded up."""
+        """The epsilon of all that was reserved, as the registered gate counts it, rounded up."""
         return self.root.spent(self.events)
+
+    @property
+    def used(self) -> float:
+        """The epsilon of all that was reserved, as the gate of the smaller budget counts it."""
+        return counted(self.root, self.limit, self.events)
 
     def fits(self, planned: Iterable[Event]) -> bool:
         """Return whether all of `planned` may still be released."""
@@ -83,6 +88,6 @@ def require_budget(balance: Balance, round: int, events: Sequence[Event]) -> Non
         root = balance.root
         raise Refusal(
             RefusalCode.BUDGET,
-            f"round {round} does not fit into the budget of '{root.name}': {balance.spent} of epsilon "
+            f"round {round} does not fit into the budget of '{root.name}': {balance.used} of epsilon "
             f"{balance.epsilon} at delta {root.delta} is spent",
         )

@@ -80,16 +80,16 @@ def budget(
 
 def _row(silo: Silo, ledger: Ledger, name: str, planned: Study | None) -> dict[str, Any]:
     from strategies.privacy.accountant import epsilon
-    from strategies.privacy.admission import admission, open_part
+    from strategies.privacy.admission import admission, counted, open_part
     from strategies.privacy.budget import Budget
 
     root, table = ledger.roots()[name], silo.policy.budget.get(name)
     spent = ledger.spent(name)
-    committed, reserved = open_part(spent, _open_events(ledger, name))
+    committed, _ = open_part(spent, _open_events(ledger, name))
     limit = Budget(epsilon=table.epsilon, delta=table.delta) if table is not None else None
     if limit is not None and (limit.epsilon, limit.delta) == (root.epsilon, root.delta):
         limit = None
-    whole, done = root.spent(spent), root.spent(committed)
+    whole, done = counted(root, limit, spent), counted(root, limit, committed)
     most = min(root.epsilon, limit.epsilon if limit else math.inf)
     row: dict[str, Any] = {
         "data_root": name,
@@ -103,7 +103,7 @@ def _row(silo: Silo, ledger: Ledger, name: str, planned: Study | None) -> dict[s
         "spent": _finite(whole),
         "free": _finite(max(0.0, round(most - whole, 4))) if math.isfinite(whole) else 0.0,
         "pld": _finite(epsilon(spent, root.delta)),
-        "open_rounds": len(reserved) and sum(ledger_root(ledger, place) == name for place in ledger.open_reserves()),
+        "open_rounds": sum(_root_of(ledger, place) == name for place in ledger.open_reserves()),
         "in_policy": table is not None,
     }
     if planned is not None:
@@ -117,8 +117,7 @@ def _row(silo: Silo, ledger: Ledger, name: str, planned: Study | None) -> dict[s
     return row
 
 
-def ledger_root(ledger: Ledger, place: tuple[str, int]) -> str:
-    """Return the data root of a reserved round."""
+def _root_of(ledger: Ledger, place: tuple[str, int]) -> str:
     entry = ledger.entry(run=place[0], round=place[1], kind="reserve")
     return entry.data_root if entry else ""
 
@@ -172,6 +171,9 @@ def status(silo: SiloFolder = None, as_json: Json = False) -> None:
     shown = console()
     if facts["frozen"]:
         shown.print(f"[bold red]the ledger is frozen: {facts['frozen']}[/]", soft_wrap=True)
+    if not facts["runs"]:
+        shown.print("no run has reserved anything yet")
+        return
     runs = Table("run", "data root", "reserved", "released", "acknowledged", "last entry", title_justify="left")
     runs.title = f"runs of silo {found.name}"
     for row in facts["runs"]:

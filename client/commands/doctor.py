@@ -218,11 +218,11 @@ def _budget(silo: Silo, ledger: Ledger, root: str) -> str:
         raise _WrongError(
             f"policy.toml has budget.{root}.gate = '{gate}', registered is '{balance.root.gate}'; write that"
         )
-    if balance.spent >= balance.epsilon:
+    if balance.used >= balance.epsilon:
         raise _WrongError(
-            f"epsilon {balance.spent} of {balance.epsilon} is spent; nothing more is released on this data"
+            f"epsilon {balance.used} of {balance.epsilon} is spent; nothing more is released on this data"
         )
-    return f"epsilon {balance.spent:.4f} of {balance.epsilon:g} at delta {balance.root.delta:g} is spent"
+    return f"epsilon {balance.used:.4f} of {balance.epsilon:g} at delta {balance.root.delta:g} is spent"
 
 
 def _study(silo: Silo, ledger: Ledger, planned: Study) -> str:

@@ -61,13 +61,13 @@ class Admission:
 
     @cached_property
     def before(self) -> float:
-        """Epsilon of what was spent before, as the gate counts it."""
-        return self.root.spent(self.spent)
+        """Epsilon of what was spent before, as the stricter gate counts it."""
+        return counted(self.root, self.limit, self.spent)
 
     @cached_property
     def after(self) -> float:
-        """Epsilon of all with the whole study, as the gate counts it."""
-        return self.root.spent((*self.spent, *self.study.total_events()))
+        """Epsilon of all with the whole study, as the stricter gate counts it."""
+        return counted(self.root, self.limit, (*self.spent, *self.study.total_events()))
 
     @cached_property
     def pld_alone(self) -> float:
@@ -192,6 +192,15 @@ def admission(study: Study, root: DataRoot, spent: Iterable[Event], *, limit: Bu
         limit: the policy's budget where it is stricter than the registered one.
     """
     return Admission(study=study, root=root, spent=merge(spent), limit=limit)
+
+
+def counted(root: DataRoot, limit: Budget | None, events: Iterable[Event]) -> float:
+    """Return the epsilon of events as the gate counts them that the smaller budget belongs to.
+
+    A policy's stricter budget has a filter of its own order, so its number is not that of the registered one.
+    """
+    stricter = limit is not None and limit.epsilon < root.epsilon
+    return limit.spent(events) if limit is not None and stricter else root.spent(events)
 
 
 def open_part(spent: Iterable[Event], still_open: Iterable[Event]) -> tuple[tuple[Event, ...], tuple[Event, ...]]:
