@@ -16,13 +16,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
-
-import client.cli
-from client import round as local_round
-from client.approval import Approval, admit, approve, path_of, read_approval
-from client.keys import officer_key
-from client.round import join, prepare
-from client.silo import Silo
 from sites import (
     OFFICER_WORD,
     RUN,
@@ -39,6 +32,13 @@ from sites import (
     run_to_its_end,
     with_budget,
 )
+
+import client.cli
+from client import round as local_round
+from client.approval import Approval, admit, approve, path_of, read_approval
+from client.keys import officer_key
+from client.round import join, prepare
+from client.silo import Silo
 from strategies.command import guarded
 from strategies.errors import Refusal, RefusalCode, StudyError, VerificationError
 from strategies.privacy.accountant import epsilon
@@ -297,7 +297,7 @@ def test_the_number_of_rounds_is_the_largest(kind: str) -> None:
         asked.rounds == fitting > 0 and not asked.fits and f"{fitting} of its 30 rounds would fit" in asked.sentence()
     )
     noise = {"privacy__epsilon": None, "privacy__noise_multiplier": study.noise_multiplier}
-    shorter = changed(study__rounds=fitting, **{k: v for k, v in (KINDS[kind] | noise).items()})
+    shorter = changed(study__rounds=fitting, **(KINDS[kind] | noise))
     assert admission(shorter, ROOT, spent).fits, "what the sentence asks for fits"
 
 
