@@ -42,7 +42,7 @@ from client.silo import Silo
 from strategies.command import guarded
 from strategies.errors import Refusal, RefusalCode, StudyError, VerificationError
 from strategies.privacy.accountant import epsilon
-from strategies.privacy.admission import admission, open_part
+from strategies.privacy.admission import admission, open_part, share
 from strategies.privacy.budget import Budget
 from strategies.privacy.dataroot import DataRoot, repeat
 from strategies.privacy.events import Exact, Gaussian
@@ -382,6 +382,19 @@ def test_a_stricter_policy_than_the_registration_decides(silo: Silo) -> None:
         asked = ledger.balance("ward").admission(STUDY)
     assert not asked.fits and asked.budget == 0.5 and asked.largest_epsilon is not None
     assert asked.largest_epsilon < 0.5
+
+
+@given(st.integers(1, 30), st.floats(0.5, 30), st.sampled_from([0.5, 1.0, 2.0, 8.0]), st.booleans())
+def test_equal_rounds_take_equal_shares(rounds: int, noise: float, budget: float, limited: bool) -> None:
+    """And the whole share is 1 exactly where the gate ends."""
+    root = DataRoot(name="r", unit="record", epsilon=8.0 if limited else budget, delta=1e-5)
+    limit = Budget(epsilon=budget, delta=1e-5) if limited else None
+    one = (Gaussian(noise_multiplier=noise, sampling_rate=0.1, steps=5),)
+    parts = [share(root, limit, repeat(one, n)) for n in (0, 1, rounds, 2 * rounds)]
+    assert parts[0] == 0 and parts[2] == pytest.approx(rounds * parts[1], abs=rounds * 5e-3)
+    assert parts[3] == pytest.approx(2 * parts[2], abs=1e-2, rel=1e-2)
+    fits = root.fits((), repeat(one, rounds)) and (limit is None or limit.fits((), repeat(one, rounds)))
+    assert fits == (parts[2] <= 1)
 
 
 def test_what_is_open_is_told_from_what_is_committed() -> None:

@@ -44,7 +44,10 @@ def budget(
     study: Annotated[Path | None, typer.Option(help="Also say how many rounds of this study are left.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what is committed, reserved and free of each data root, as the gate counts it."""
+    """Show what is committed, reserved and free of each data root.
+
+    The gate's epsilon holds a constant that the first release costs, so the shares are those of what adds up.
+    """
     planned = read_study(study) if study else None
     found = open_silo(silo)
     with found.ledger() as ledger:
@@ -60,15 +63,16 @@ def budget(
     if not rows:
         shown.print("no data root is registered; use fedsilo-silo register")
         return
-    names = ("data root", "unit", "gate", "delta", "budget", "committed", "reserved", "free", "PLD to date", "")
-    table = Table(*names, title=f"privacy budget of silo {found.name} (epsilon)", title_justify="left")
+    names = ("data root", "unit", "gate", "delta", "budget", "spent", "PLD", "committed", "reserved", "free", "")
+    table = Table(*names, title=f"privacy budget of silo {found.name} (epsilon, shares)", title_justify="left")
     for row in rows:
         table.add_row(
             row["data_root"],
             row["unit"],
             row["gate"],
             f"{row['delta']:g}",
-            *(_number(row[key]) for key in ("budget", "committed", "reserved", "free", "pld")),
+            *(_number(row[key]) for key in ("budget", "spent", "pld")),
+            *(_percent(row["shares"][key]) for key in ("committed", "reserved", "free")),
             _bar(row),
         )
     shown.print(table)
@@ -80,7 +84,7 @@ def budget(
 
 def _row(silo: Silo, ledger: Ledger, name: str, planned: Study | None) -> dict[str, Any]:
     from strategies.privacy.accountant import epsilon
-    from strategies.privacy.admission import admission, counted, open_part
+    from strategies.privacy.admission import admission, counted, open_part, share
     from strategies.privacy.budget import Budget
 
     root, table = ledger.roots()[name], silo.policy.budget.get(name)
@@ -90,6 +94,7 @@ def _row(silo: Silo, ledger: Ledger, name: str, planned: Study | None) -> dict[s
     if limit is not None and (limit.epsilon, limit.delta) == (root.epsilon, root.delta):
         limit = None
     whole, done = counted(root, limit, spent), counted(root, limit, committed)
+    parts = share(root, limit, committed), share(root, limit, spent)
     most = min(root.epsilon, limit.epsilon if limit else math.inf)
     row: dict[str, Any] = {
         "data_root": name,
@@ -102,6 +107,11 @@ def _row(silo: Silo, ledger: Ledger, name: str, planned: Study | None) -> dict[s
         "reserved": _finite(round(whole - done, 4)) if math.isfinite(whole) else None,
         "spent": _finite(whole),
         "free": _finite(max(0.0, round(most - whole, 4))) if math.isfinite(whole) else 0.0,
+        "shares": {
+            "committed": _finite(parts[0]),
+            "reserved": _finite(round(parts[1] - parts[0], 4)) if math.isfinite(parts[1]) else None,
+            "free": max(0.0, round(1 - parts[1], 4)),
+        },
         "pld": _finite(epsilon(spent, root.delta)),
         "open_rounds": sum(_root_of(ledger, place) == name for place in ledger.open_reserves()),
         "in_policy": table is not None,
@@ -132,10 +142,12 @@ def _open_events(ledger: Ledger, name: str) -> Iterable[Event]:
 
 
 def _bar(row: dict[str, Any]) -> Text:
-    if row["budget"] is None or row["spent"] is None:
+    shares = row["shares"]
+    if row["budget"] is None or shares["reserved"] is None:
         return Text("no limit" if row["budget"] is None else "unprotected")
-    used = [min(_BAR, math.ceil(_BAR * row[key] / row["budget"])) for key in ("committed", "spent")]
-    parts = [("█", used[0], "red"), ("▒", used[1] - used[0], "yellow"), ("░", _BAR - used[1], "green")]
+    first = min(_BAR, math.ceil(_BAR * shares["committed"]))
+    second = min(_BAR - first, math.ceil(_BAR * shares["reserved"]))
+    parts = [("█", first, "red"), ("▒", second, "yellow"), ("░", _BAR - first - second, "green")]
     return Text.assemble(*((sign * count, colour) for sign, count, colour in parts))
 
 
@@ -323,6 +335,10 @@ def _heads(path: Path) -> list[SignedHead]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _percent(value: float | None) -> str:
+    return "all" if value is None else f"{100 * value:.1f} %"
 
 
 def _number(value: float | None) -> str:

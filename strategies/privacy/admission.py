@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from strategies.errors import AccountingError, SettingError
-from strategies.privacy.accountant import DIGITS, calibrate, epsilon
+from strategies.privacy.accountant import DIGITS, calibrate, epsilon, round_up
 from strategies.privacy.budget import Budget
 from strategies.privacy.dataroot import DataRoot, lacking, repeat
 from strategies.privacy.events import Event, Gaussian, merge
@@ -201,6 +201,27 @@ def counted(root: DataRoot, limit: Budget | None, events: Iterable[Event]) -> fl
     """
     stricter = limit is not None and limit.epsilon < root.epsilon
     return limit.spent(events) if limit is not None and stricter else root.spent(events)
+
+
+def share(root: DataRoot, limit: Budget | None, events: Iterable[Event]) -> float:
+    """Return what part of the budget events take, rounded up; above 1 when they do not fit.
+
+    At one Rényi order epsilon is a sum over releases plus a constant that even the smallest release costs (Canonne,
+    Kamath & Steinke 2020, proposition 12). The part is that of the sum, so equal rounds take equal parts.
+    """
+    events = merge(events)
+    stricter = limit is not None and limit.epsilon < root.epsilon
+    most = limit.epsilon if limit is not None and stricter else root.epsilon
+    used = counted(root, limit, events)
+    if not events or math.isinf(most):
+        return 0.0
+    if math.isinf(used):
+        return math.inf
+    constant = 0.0
+    if stricter or root.gate == "rdp":
+        gate = limit if limit is not None and stricter else root
+        constant = math.log1p(-1 / gate.order) - math.log(gate.delta * gate.order) / (gate.order - 1)
+    return round_up(max(used - constant, 0.0) / (most - constant)) if most > constant else math.inf
 
 
 def open_part(spent: Iterable[Event], still_open: Iterable[Event]) -> tuple[tuple[Event, ...], tuple[Event, ...]]:
