@@ -301,6 +301,15 @@ def test_the_number_of_rounds_is_the_largest(kind: str) -> None:
     assert admission(shorter, ROOT, spent).fits, "what the sentence asks for fits"
 
 
+def test_the_end_of_a_run_has_its_place() -> None:
+    """Counts that cost as much as a round: the last of them takes one round's place."""
+    loud = {"evaluation__release": "noisy", "evaluation__noise_multiplier": 2.0}
+    study = changed(**loud, study__rounds=30, privacy__epsilon=None, privacy__noise_multiplier=20.0)
+    root, budget = DataRoot(name="r", unit="record", epsilon=8.0, delta=1e-5), Budget(epsilon=8.0, delta=1e-5)
+    without = budget.rounds_that_fit((), study.round_events(), 30)
+    assert admission(study, root, ()).rounds == without - 1 > 1
+
+
 def test_what_cannot_fit_says_so() -> None:
     full = (Gaussian(noise_multiplier=0.3),)
     asked = admission(STUDY, ROOT, full)
@@ -395,6 +404,25 @@ def test_equal_rounds_take_equal_shares(rounds: int, noise: float, budget: float
     assert parts[3] == pytest.approx(2 * parts[2], abs=1e-2, rel=1e-2)
     fits = root.fits((), repeat(one, rounds)) and (limit is None or limit.fits((), repeat(one, rounds)))
     assert fits == (parts[2] <= 1)
+
+
+def test_a_simulations_refusal_says_what_the_silo_says(tmp_path: Path) -> None:
+    """A server learns a code; who simulates his own silos is told the sentence."""
+    from simulations.silos import REGISTRIES, make_silos, why_refused
+    from simulations.sources import read_dataset
+
+    text = override(TEXT, {"simulation.dataset": str(tmp_path / "records.csv"), "simulation.partition": "iid"})
+    records(tmp_path / "records.csv")
+    study = Study.parse(text, REGISTRIES)
+    silos = make_silos(study, read_dataset(study, tmp_path), tmp_path / "silos")
+    large = study.with_values({"privacy.epsilon": 30.0}, REGISTRIES)
+    said = why_refused(large, silos, Refusal(RefusalCode.BUDGET, "no"))
+    assert "of its 3 rounds would fit; ask for privacy.epsilon = 6." in said and said.endswith(
+        "--fresh for new silo folders"
+    )
+    other = study.with_values({"privacy.delta": 1e-4}, REGISTRIES)
+    assert "asks for privacy.delta at most 1e-05" in why_refused(other, silos, Refusal(RefusalCode.POLICY, "no"))
+    assert why_refused(study, silos, Refusal(RefusalCode.POLICY, "no")) == "no"
 
 
 def test_what_is_open_is_told_from_what_is_committed() -> None:
