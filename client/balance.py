@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from client.ledger_book import Place
 from strategies.errors import Refusal, RefusalCode
+from strategies.privacy.admission import Admission, admission, counted
 from strategies.privacy.budget import Budget
 from strategies.privacy.dataroot import DataRoot, repeat
 from strategies.privacy.events import Event
 from strategies.proof.chain import Chain
+from strategies.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +36,22 @@ class Balance:
 
     @property
     def spent(self) -> float:
-        """The epsilon of all that was reserved, as the gate counts it, rounded up."""
+        """The epsilon of all that was reserved, as the registered gate counts it, rounded up."""
         return self.root.spent(self.events)
+
+    @property
+    def used(self) -> float:
+        """The epsilon of all that was reserved, as the gate of the smaller budget counts it."""
+        return counted(self.root, self.limit, self.events)
 
     def fits(self, planned: Iterable[Event]) -> bool:
         """Return whether all of `planned` may still be released."""
         planned = tuple(planned)
         return self.root.fits(self.events, planned) and (self.limit is None or self.limit.fits(self.events, planned))
+
+    def admission(self, study: Study) -> Admission:
+        """Ask whether a whole study fits."""
+        return admission(study, self.root, self.events, limit=self.limit)
 
     def rounds_that_fit(self, round_events: tuple[Event, ...], most: int, beside: tuple[Event, ...] = ()) -> int:
         """Return how many rounds of `round_events`, at most `most`, fit beside other releases."""
@@ -77,6 +88,6 @@ def require_budget(balance: Balance, round: int, events: Sequence[Event]) -> Non
         root = balance.root
         raise Refusal(
             RefusalCode.BUDGET,
-            f"round {round} does not fit into the budget of '{root.name}': {balance.spent} of epsilon "
+            f"round {round} does not fit into the budget of '{root.name}': {balance.used} of epsilon "
             f"{balance.epsilon} at delta {root.delta} is spent",
         )

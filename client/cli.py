@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from client.commands import accounts, approving, doctor, setup
 from strategies.command import guarded, not_built
 from strategies.errors import SettingError
 
@@ -21,20 +24,22 @@ app = typer.Typer(
     help="Run and watch over one silo.",
     epilog="Example: fedsilo-silo budget",
 )
-_LEDGER, _DEPLOYMENT = "the ledger and its reports", "deployment"
+_DEPLOYMENT = "deployment"
 _LATER = {
-    "init": ("Make a silo folder and its keys.", _LEDGER),
     "enrol": ("Write the request that a coordinator enrols.", _DEPLOYMENT),
-    "register": ("Name a data root and its budget.", _LEDGER),
-    "check": ("Examine keys, data, budget, disk and connection.", _LEDGER),
-    "approve": ("Show what a study would do, and approve it.", _LEDGER),
     "up": ("Start the silo's node.", _DEPLOYMENT),
     "stop": ("Stop the silo's node.", _DEPLOYMENT),
-    "status": ("Show runs and all that left the silo.", _DEPLOYMENT),
-    "budget": ("Show what is spent, reserved and free.", _LEDGER),
-    "report": ("Write the silo's privacy budget report.", _LEDGER),
-    "export": ("Export the ledger.", _LEDGER),
-    "restore": ("Restore a ledger with the officer's key.", _LEDGER),
+    "report": ("Write the silo's privacy budget report.", "the silo's report"),
+}
+_COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "init": (setup.init, "init north --data cardiology_2024=records.csv --unit patient_id"),
+    "register": (setup.register, "register cardiology_2024 --silo north"),
+    "check": (doctor.check, "check --silo north --study study.toml"),
+    "approve": (approving.approve, "approve study.toml --silo north"),
+    "budget": (accounts.budget, "budget --silo north --study study.toml"),
+    "status": (accounts.status, "status --silo north"),
+    "export": (accounts.export, "export --silo north --out ledger.jsonl"),
+    "restore": (accounts.restore, "restore --silo north --reason 'disk replaced' --heads receipts.jsonl"),
 }
 
 
@@ -114,10 +119,13 @@ def _show_predictions(facts: dict[str, Any]) -> None:
         console.print(table)
 
 
+for _command, (_function, _example) in _COMMANDS.items():
+    app.command(_command, epilog=f"Example: fedsilo-silo {_example}")(_function)
 for _name, (_summary, _part) in _LATER.items():
     _later(_name, _summary, _part)
 
 
 def main() -> None:
     """Entry point of `fedsilo-silo`."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     raise SystemExit(guarded(app))

@@ -204,6 +204,8 @@ class Ledger:
 
     def policy(self, sha256: str) -> None:
         """Record which policy is in force from now on; nothing when it is the same."""
+        if self._book.view().policy == sha256:
+            return
         with self._book.writing() as chain:
             if chain.policy != sha256:
                 self._book.append(chain, "policy", {}, policy=sha256)
@@ -336,6 +338,21 @@ class Ledger:
     def pins(self) -> Pins:
         """What a reader of this ledger must know beforehand."""
         return self._book.pins
+
+    @property
+    def key_in_force(self) -> str:
+        """The public key that signs the next entry, 64 hex digits."""
+        return self._book.view().ledger_key
+
+    @property
+    def officer(self) -> str:
+        """The officer's public key of now, 64 hex digits."""
+        return self._book.view().dpo_key
+
+    @property
+    def policy_in_force(self) -> str:
+        """SHA-256 of the policy that the last entry cites, or "" before the first one was recorded."""
+        return self._book.view().policy
 
     # --- within ---------------------------------------------------------------------------------------------
 

@@ -1,15 +1,20 @@
-"""What a silo allows (`policy.toml`). A study may only be stricter; nothing a server sends can widen it."""
+"""What a silo allows (`policy.toml`). A study may only be stricter; nothing a server sends can widen it.
+
+The SHA-256 of the file is cited by every entry of the ledger that follows, and by every approval.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from strategies.errors import Refusal, RefusalCode, SettingError
 from strategies.privacy.budget import Budget
+from strategies.privacy.dataroot import Gate
 from strategies.spec import parse_spec
 from strategies.study import Study
 
@@ -24,7 +29,7 @@ class BudgetTable(_Table):
     epsilon: Annotated[float, Field(gt=0)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     period: Literal["lifetime"] = "lifetime"
-    gate: Literal["rdp"] = "rdp"
+    gate: Gate = "rdp"  # the one that the data root is registered with
 
     def budget(self) -> Budget:
         """Return the value that the ledger checks against."""
@@ -39,6 +44,7 @@ class Requirements(_Table):
     min_cohort: Annotated[int, Field(ge=1)] = 3
     max_sampling_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_steps_per_round: Annotated[int, Field(ge=1)] = 10_000
+    max_clip_norm: Annotated[float, Field(gt=0)] = 1000.0  # sums lie on a grid that is exact up to about there
     allow_models: tuple[str, ...] | None = None
     allow_metrics: Literal["masked", "noisy", "none"] = "none"
     approval: Literal["required", "automatic"] = "required"
@@ -49,6 +55,12 @@ class Policy(_Table):
 
     budget: dict[str, BudgetTable]
     require: Requirements = Requirements()
+    _sha256: str = PrivateAttr(default="")
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file's bytes, 64 hex digits."""
+        return self._sha256
 
     @classmethod
     def read(cls, path: Path) -> Policy:
@@ -58,7 +70,10 @@ class Policy(_Table):
             SettingError: it is missing or not valid; a silo without a policy takes part in nothing.
         """
         try:
-            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+            data = path.read_bytes()
+            policy = cls.model_validate(tomllib.loads(data.decode()))
+            policy._sha256 = hashlib.sha256(data).hexdigest()
+            return policy
         except FileNotFoundError:
             raise SettingError(f"{path} is missing; a silo needs a policy before it takes part in a study") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -72,49 +87,59 @@ class Policy(_Table):
                 f"{first['msg'].lower()}"
             ) from None
 
-    def admit(self, study: Study) -> None:
+    def admit(self, study: Study, *, data_root: str | None = None, approved: bool = False) -> None:
         """Return when the study keeps every limit.
+
+        Args:
+            study: what a server or a file asks for.
+            data_root: the data set that it would read; None where the policy has one budget.
+            approved: whether an approval that holds was seen (client/approval.py).
 
         Raises:
             Refusal: with code `policy` or `approval`, and the limit in the sentence.
         """
+        for kept, name, value, limit in self._rules(study, data_root):
+            if not kept:
+                raise Refusal(RefusalCode.POLICY, f"this silo's policy asks for {name} {limit}; the study has {value}")
+        if self.require.approval == "required" and not approved:
+            raise Refusal(
+                RefusalCode.APPROVAL,
+                f"study {study.digest[:12]} has not been approved at this silo; use fedsilo-silo approve",
+            )
+
+    def _rules(self, study: Study, data_root: str | None) -> list[tuple[bool, str, object, str]]:
+        """Return of each limit whether it is kept, the setting, its value in the study and what is allowed."""
         require, file = self.require, study.file
-        rules = [
-            (study.private or require.mechanism == "none", "privacy.mechanism", file.privacy.mechanism, "dp-sgd"),
+        training, privacy, release = file.training, file.privacy, file.evaluation.release
+        models = require.allow_models
+        tables = [self.budget[data_root]] if data_root in self.budget else list(self.budget.values())
+        delta = min((table.delta for table in tables), default=1.0)
+        return [
+            (study.private or require.mechanism == "none", "privacy.mechanism", privacy.mechanism, "dp-sgd"),
             (file.secagg.enabled or not require.secagg, "secagg.enabled", file.secagg.enabled, "true"),
+            _least("cohort.min_silos", file.cohort.min_silos, require.min_cohort),
+            _most("training.sampling_rate", training.sampling_rate, require.max_sampling_rate),
+            _most("training.steps", training.steps, require.max_steps_per_round),
+            _most("privacy.clip_norm", privacy.clip_norm, require.max_clip_norm),
+            _most("privacy.delta", privacy.delta, delta),
             (
-                file.cohort.min_silos >= require.min_cohort,
-                "cohort.min_silos",
-                file.cohort.min_silos,
-                f"at least {require.min_cohort}",
-            ),
-            (
-                file.training.sampling_rate <= require.max_sampling_rate,
-                "training.sampling_rate",
-                file.training.sampling_rate,
-                f"at most {require.max_sampling_rate}",
-            ),
-            (
-                file.training.steps <= require.max_steps_per_round,
-                "training.steps",
-                file.training.steps,
-                f"at most {require.max_steps_per_round}",
-            ),
-            (
-                require.allow_models is None or parse_spec(file.model.name).name in require.allow_models,
+                models is None or parse_spec(file.model.name).name in models,
                 "model.name",
                 file.model.name,
-                f"one of {', '.join(require.allow_models or ())}",
+                f"one of {', '.join(models or ())}",
             ),
             (
-                file.evaluation.release in (None, "none", require.allow_metrics),
+                release in (None, "none", require.allow_metrics),
                 "evaluation.release",
-                file.evaluation.release,
+                release,
                 require.allow_metrics,
             ),
         ]
-        for kept, name, value, limit in rules:
-            if not kept:
-                raise Refusal(RefusalCode.POLICY, f"this silo's policy asks for {name} {limit}; the study has {value}")
-        if require.approval == "required":
-            raise Refusal(RefusalCode.APPROVAL, f"study {study.digest[:12]} has not been approved at this silo")
+
+
+def _least(name: str, value: float, limit: float) -> tuple[bool, str, object, str]:
+    return value >= limit, name, value, f"at least {limit}"
+
+
+def _most(name: str, value: float, limit: float) -> tuple[bool, str, object, str]:
+    return value <= limit, name, value, f"at most {limit}"

@@ -17,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from client.approval import admit
 from client.data import kinds
 from client.data.records import Records
 from client.ledger import Ledger
@@ -89,22 +90,16 @@ def join(invite: wire.Invite, study: Study, silo: Silo) -> wire.Accept:
         raise Refusal(RefusalCode.STUDY, "the invitation cites another study than the one that came with the run")
     if invite.code != CODE_VERSION:
         raise Refusal(RefusalCode.STUDY, f"the server runs Fedsilo {invite.code}, this silo {CODE_VERSION}")
-    silo.policy.admit(study)
+    admit(silo, study)
     if invite.layout != model_layout(study).digest():
         raise Refusal(RefusalCode.PROTOCOL, "the server's model has another layout than the study's model has here")
-    root, rounds = silo.root()[0], study.file.study.rounds
-    silo.budget()  # the policy must name one
+    root = silo.root()[0]
     with silo.ledger() as ledger:
         ledger.require_usable()
         balance = ledger.balance(root)
-    if not balance.fits(study.total_events()):
-        fitting = balance.rounds_that_fit(study.round_events(), rounds, study.closing_events())
-        raise Refusal(
-            RefusalCode.BUDGET,
-            f"the study does not fit into the budget of '{root}' at silo {silo.name}: {balance.spent} of "
-            f"epsilon {balance.epsilon} at delta {balance.root.delta} is spent, {fitting} of its {rounds} rounds "
-            "would fit; ask for fewer rounds or a smaller privacy.epsilon",
-        )
+    whole = balance.admission(study)
+    if not whole.fits:
+        raise Refusal(RefusalCode.BUDGET, whole.sentence(f"at silo {silo.name}"))
     records = read_records(silo, study)
     for note in (*records.notes, *_warnings(records, study)):
         silo.log(logging.WARNING, note)
@@ -150,6 +145,7 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
         stored = _stored(silo, ledger, manifest.run, request.round)
         if stored is not None:
             return wire.unpack(stored, (wire.Update,))
+        ledger.policy(silo.policy.sha256)
         ledger.reserve(
             data_root=root,
             run=manifest.run,
@@ -273,6 +269,7 @@ def _may_count(study: Study, silo: Silo, ledger: Ledger, manifest: Manifest, las
     """Reserve the closing counts, if the study has some; return whether they may leave."""
     if not study.closing_events():
         return False
+    ledger.policy(silo.policy.sha256)
     try:
         ledger.reserve(
             data_root=silo.root()[0],
@@ -316,7 +313,7 @@ def _statement(study: Study, silo: Silo, run: str) -> str:
 
 
 def _agreed(text: str, study: Study, silo: Silo) -> Manifest:
-    silo.policy.admit(study)  # with every request: a server need not have asked whether this silo takes part
+    admit(silo, study)  # with every request: a server need not have asked whether this silo takes part
     manifest = Manifest.from_json(text)
     manifest.weight_of(silo.name)
     if manifest.study != study.digest:

@@ -41,6 +41,8 @@ class DataRoot(_Table):
 
     path: str
     rename: dict[str, str] = Field(default_factory=dict)
+    unit: Annotated[str, Field(min_length=1, max_length=200)] = "record"  # or the column of the patient or account
+    units_at_least: Annotated[int, Field(ge=1)] = 1  # a public lower bound, never a count
 
 
 class LedgerTable(_Table):
@@ -184,7 +186,7 @@ class RunState:
         """Keep the first manifest of the run; return whether `manifest` is that one."""
         path = self.folder / "manifest.json"
         if not path.exists():
-            _write(path, manifest.encode())
+            replace_file(path, manifest.encode())
         return path.read_text(encoding="utf-8") == manifest
 
     def reply(self, round: int) -> bytes | None:
@@ -194,7 +196,7 @@ class RunState:
 
     def keep_reply(self, round: int, payload: bytes) -> None:
         """Store a packed reply before it is released, so that a retry sends the same bytes; older ones go."""
-        _write(self._reply_path(round), payload)
+        replace_file(self._reply_path(round), payload)
         for path in self.folder.glob("reply-*.bin"):
             if path != self._reply_path(round):
                 path.unlink()
@@ -206,7 +208,7 @@ class RunState:
 
     def keep_home(self, arrays: Mapping[str, Vector]) -> None:
         """Store the strategy's arrays."""
-        _write(
+        replace_file(
             self.folder / "home.safetensors",
             safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}),
         )
@@ -215,7 +217,7 @@ class RunState:
         return self.folder / f"reply-{round:06d}.bin"
 
 
-def _write(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Replace a file as a whole, durably, readable by its owner alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

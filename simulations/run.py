@@ -18,9 +18,9 @@ from client.round import read_records
 from client.silo import Silo
 from server.folder import RunFolder
 from simulations.engines import inline
-from simulations.silos import complete, make_silos, pooled, what_fits
+from simulations.silos import complete, make_silos, pooled, why_refused
 from simulations.sources import read_dataset
-from strategies.errors import NotBuiltError, Refusal, RefusalCode
+from strategies.errors import NotBuiltError, Refusal
 from strategies.study import Study
 
 log = logging.getLogger("fedsilo.simulate")
@@ -70,9 +70,7 @@ def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_b
     try:
         folder = _run_apps(study, silos, out, test_file)
     except Refusal as refusal:
-        raise (
-            Refusal(refusal.code, what_fits(study, silos)) if refusal.code is RefusalCode.BUDGET else refusal
-        ) from None
+        raise Refusal(refusal.code, why_refused(study, silos, refusal)) from None
     facts = folder.report()
     facts["simulation"] = {
         "dataset": study.file.simulation.dataset,

@@ -33,7 +33,7 @@ from client.models.base import MODELS
 from simulations.datasets.base import DATASETS
 from simulations.partitions import PARTITIONS, Partition, Table
 from simulations.sources import Source, unit_column
-from strategies.errors import DataError, SettingError
+from strategies.errors import DataError, Refusal, RefusalCode, SettingError
 from strategies.privacy.budget import Budget
 from strategies.privacy.dataroot import DataRoot
 from strategies.spec import Registries
@@ -266,22 +266,25 @@ def _budget(study: Study) -> float:
     )
 
 
-def what_fits(study: Study, silos: Sequence[Path]) -> str:
-    """Return a sentence on what the silos' budgets still allow of a study."""
+def why_refused(study: Study, silos: Sequence[Path], refusal: Refusal) -> str:
+    """Return the simulated silos' own sentence on a refusal, of which a server learns the code alone."""
+    from client.approval import admit
     from client.silo import Silo  # loads Flower, which reading a study does not need
 
-    rounds, most = study.file.study.rounds, []
-    for silo in (Silo.open(folder) for folder in silos):
+    opened = [Silo.open(folder) for folder in silos]
+    if refusal.code is not RefusalCode.BUDGET:
+        for silo in opened:
+            try:
+                admit(silo, study)
+            except Refusal as own:
+                return f"{own}; or use --fresh for new silo folders"
+        return str(refusal)
+    asked = []
+    for silo in opened:
         with silo.ledger() as ledger:
-            balance = ledger.balance(ROOT)
-        fitting = balance.rounds_that_fit(study.round_events(), rounds, study.closing_events())
-        most.append((fitting, balance.spent, balance.epsilon))
-    fitting, used, whole = min(most)
-    return (
-        f"the study does not fit into the budget of the simulated silos: {used} of epsilon {whole} is spent at the "
-        f"gate, {fitting} of its {rounds} rounds would fit; ask for fewer rounds, a smaller privacy.epsilon, or "
-        "--fresh for new silo folders"
-    )
+            asked.append(ledger.balance(ROOT).admission(study))
+    least = min(asked, key=lambda whole: whole.rounds)
+    return f"{least.sentence('of the simulated silos')}, or use --fresh for new silo folders"
 
 
 def pooled(parts: Sequence[Part]) -> Part:

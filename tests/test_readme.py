@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -11,14 +12,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from sites import credentials
 
+from client.filesystem import VOLATILE, kind_of
 from simulations.run import simulate
 from simulations.silos import REGISTRIES
 from strategies.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"```console\n(.*?)```", README, re.S)
+CONSOLES = re.findall(r"```console\n(.*?)```", README, re.S)
+COMMANDS = [part.strip() for text in CONSOLES for line in text.splitlines() for part in line.split("&&")]
+OF_A_SILO = [line for line in COMMANDS if line.startswith("fedsilo-silo ") and " predict " not in line]  # in this order
 STUDY = re.search(r"```toml\n(.*?)```", README, re.S)[1]  # type: ignore[index]
 
 
@@ -42,21 +47,49 @@ def test_the_readmes_study_is_valid() -> None:
     assert Study.parse(STUDY, REGISTRIES).unit == "patient_id"
 
 
-@pytest.mark.parametrize("command", [part.strip() for text in COMMANDS for part in text.split("&&")])
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line not in OF_A_SILO])
 def test_the_readmes_commands_run(folder: Path, command: str) -> None:
     words = shlex.split(command)
     if words[0] in ("pip", "pytest"):  # what runs this test has run them
         assert "test" in README and words[0] in (ROOT / ".ci" / "run").read_text()
         return
     if "runs/my-run" in command:
-        short = Study.parse(STUDY.replace("rounds = 20", "rounds = 1"), REGISTRIES)
-        done_before = simulate(short, folder, out=folder / "runs", with_baselines=False)
-        done_before.folder.rename(folder / "runs" / "my-run")
-    executable = Path(sys.executable).parent / words[0]
-    done = subprocess.run(
-        [str(executable), *words[1:]], cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
+        finished_run(folder)
+    done = typed(folder, words)
     assert done.returncode == 0, done.stderr
+
+
+def finished_run(folder: Path) -> None:
+    """A run folder of the README's study, in one round."""
+    short = Study.parse(STUDY.replace("rounds = 20", "rounds = 1"), REGISTRIES)
+    simulate(short, folder, out=folder / "runs", with_baselines=False).folder.rename(folder / "runs" / "my-run")
+
+
+def typed(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Type a command as a process of its own, with the passphrases as systemd hands them to a service."""
+    executable = Path(sys.executable).parent / words[0]
+    environment = {**os.environ, "CREDENTIALS_DIRECTORY": str(folder / "credentials")}
+    return subprocess.run(
+        [str(executable), *words[1:]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
+    )
+
+
+def test_the_way_of_a_silo_is_walked_in_the_readmes_order(folder: Path) -> None:
+    assert [shlex.split(line)[1] for line in OF_A_SILO[:3]] == ["init", "register", "check"]
+    finished_run(folder)
+    credentials(folder / "credentials")
+    for line in OF_A_SILO:
+        words = shlex.split(line)
+        if words[1] == "init" and kind_of(folder) in VOLATILE:
+            words.append("--allow-volatile")  # where these tests run in a container
+        done = typed(folder, words)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!http)([^)]+)\)", README))))

@@ -1,0 +1,1 @@
+"""What the subcommands of `fedsilo-silo` do; `client/cli.py` names them."""
