@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from client.report_command import report_command
 from strategies.command import guarded, not_built
 from strategies.errors import SettingError
 
@@ -32,7 +33,6 @@ _LATER = {
     "stop": ("Stop the silo's node.", _DEPLOYMENT),
     "status": ("Show runs and all that left the silo.", _DEPLOYMENT),
     "budget": ("Show what is spent, reserved and free.", _LEDGER),
-    "report": ("Write the silo's privacy budget report.", _LEDGER),
     "export": ("Export the ledger.", _LEDGER),
     "restore": ("Restore a ledger with the officer's key.", _LEDGER),
 }
@@ -114,6 +114,7 @@ def _show_predictions(facts: dict[str, Any]) -> None:
         console.print(table)
 
 
+app.command("report", epilog="Example: fedsilo-silo report --silo /srv/fedsilo --out report --pdf")(report_command)
 for _name, (_summary, _part) in _LATER.items():
     _later(_name, _summary, _part)
 

@@ -121,7 +121,8 @@ def _run_apps(study: Study, silos: list[Path], out: Path, test: str) -> RunFolde
     from client.app import app as client_app
     from server.app import app as server_app
 
-    run_config = {"study": study.text, "out": str(out), "test": test}
+    run_config: dict[str, str | bool] = {"study": study.text, "out": str(out), "test": test}
+    run_config["page"] = False  # `simulate` draws it once, with what it knows itself
     simulation = study.file.simulation
     state = inline.run(
         server_app,

@@ -21,7 +21,8 @@ from strategies import wire
 from strategies.manifest import Manifest, Member
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import Gaussian
-from strategies.report.facts import FORMAT, odds, report_facts
+from strategies.report.facts import FORMAT, report_facts
+from strategies.report.guarantee import odds
 from strategies.report.page import render
 from strategies.spec import Registries, Registry
 from strategies.study import Study

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.report.template import metric, plain
+from strategies.report.numbers import metric, plain
 
 Facts = Mapping[str, Any]
 
