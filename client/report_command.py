@@ -28,7 +28,7 @@ _PRINT_S = 120
 
 def report_command(
     silo: Annotated[
-        Path | None, typer.Option(help="The silo's folder; otherwise FEDSILO_SILO, otherwise this folder.")
+        Path | None, typer.Option(metavar="DIR", help="The silo's folder; FEDSILO_SILO if omitted.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the files go; the silo's own folder report/ otherwise.")
@@ -37,7 +37,10 @@ def report_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one object and nothing else.")] = False,
 ) -> None:
     """Write the silo's privacy budget report: all runs on each data root, from its ledger."""
-    folder = silo or Path(os.environ.get("FEDSILO_SILO") or ".")
+    named = silo or os.environ.get("FEDSILO_SILO")
+    if not named:
+        raise SettingError("no silo folder is named; give --silo DIR or set FEDSILO_SILO")
+    folder = Path(named)
     browser = _browser() if pdf else ""
     facts = facts_of(folder)
     place = out or folder / "report"

@@ -21,6 +21,7 @@ from simulations.engines import inline
 from simulations.silos import complete, make_silos, pooled, what_fits
 from simulations.sources import read_dataset
 from strategies.errors import NotBuiltError, Refusal, RefusalCode
+from strategies.report.usefulness import interval
 from strategies.study import Study
 
 log = logging.getLogger("fedsilo.simulate")
@@ -84,6 +85,8 @@ def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_b
         "read_off_the_data": notes,
         "test_records": len(test.y),
     }
+    accuracy = facts["metrics"].get("accuracy")
+    facts["accuracy_interval"] = list(interval(accuracy, len(test.y))) if accuracy is not None and len(test.y) else None
     facts["unprotected"].append(
         "the metrics and baselines of this page: exact, over the pooled records, as only a simulation can compute them"
     )

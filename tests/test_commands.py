@@ -178,7 +178,7 @@ def test_wrong_usage_exits_2(tmp_path: Path, run: Run, arguments: tuple[str, ...
     [
         ("fedsilo-simulate", "audit bench"),
         ("fedsilo-server", "init enrol up run describe status stop resume report"),
-        ("fedsilo-silo", "init enrol register check approve up stop status budget report export restore"),
+        ("fedsilo-silo", "init enrol register check approve up stop status budget export restore"),
         ("fedsilo-verify", "check"),
     ],
 )

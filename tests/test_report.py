@@ -138,6 +138,7 @@ def facts(**changes: Any) -> dict[str, Any]:
         "secure_aggregation": {"enabled": False, "evidence": "no masks", "min_silos": 3},
         "void": ["The silo runs other code."],
         "support": "This page supports an assessment.",
+        "accuracy_interval": [0.7694, 0.9605],
         "baselines": {"pooled": {"accuracy": 0.97}, "best_local": {"accuracy": 0.88}, "best_silo": "south"},
         "simulation": {
             "dataset": "heart()",

@@ -21,7 +21,7 @@ from strategies.proof.chain import Pins
 from strategies.proof.entries import OF_A_ROUND, Entry, read, read_events, read_spent
 from strategies.proof.verdict import Verdict, verify_chain
 from strategies.report import declared
-from strategies.report.guarantee import finite, gate_share, guarantee, odds, tier
+from strategies.report.guarantee import finite, gate_share, guarantee, odds, part_of_total, tier
 from strategies.report.numbers import delta_text, percent, privacy, thin
 
 FORMAT = "fedsilo-budget/1"
@@ -225,7 +225,7 @@ def _steps(root: DataRoot, reserved: Sequence[_Reserved]) -> list[dict[str, Any]
         for event in _events(one for one in reserved if one.run == run):
             together.add(run, (event,))
             after = epsilon(together.merged(), root.delta)
-            found.append({"run": run, "event": to_json(event), "from": finite(before), "to": finite(after)})
+            found.append({"run": run, "event": to_json(event), **part_of_total(before, after)})
             before = after
     return found
 

@@ -17,7 +17,7 @@ from strategies.manifest import Manifest
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import Event, merge, to_json
 from strategies.report import declared
-from strategies.report.guarantee import guarantee, odds
+from strategies.report.guarantee import guarantee, odds, part_of_total
 from strategies.study import Study
 
 FORMAT = "fedsilo-report/1"
@@ -104,6 +104,7 @@ def report_facts(
         },
         "void": list(declared.VOID) if study.private else [],
         "support": declared.SUPPORT,
+        "accuracy_interval": None,
         "baselines": None,
     }
 
@@ -196,7 +197,7 @@ def _steps(study: Study, silos: Mapping[str, Mapping[str, Any]]) -> list[dict[st
         if some:
             so_far += some
             after = epsilon(so_far, study.file.privacy.delta)
-            parts.append({"name": name, "from": _number(before), "to": _number(after)})
+            parts.append({"name": name, **part_of_total(before, after)})
             before = after
     return parts
 

@@ -88,6 +88,12 @@ def gate_share(spent: float, budget: float, delta: float, order: float | None) -
     return max(0.0, spent - fixed) / most if most > 0 else math.inf
 
 
+def part_of_total(before: float, after: float) -> dict[str, float | None]:
+    """Return one part of a total that is built up: where it starts, where it ends, and what it adds (4 decimals each)."""
+    adds = max(0.0, round(after - before, 4)) if math.isfinite(after) else math.inf
+    return {"from": finite(before), "to": finite(after), "adds": finite(adds)}
+
+
 def bars_of(facts: dict[str, Any]) -> Sequence[tuple[str, float]]:
     """Return label and epsilon of each way to count the same releases, those that are bounded."""
     ways = {

@@ -19,7 +19,7 @@ from strategies.report.guarantee import tier
 from strategies.report.numbers import NOTHING, count, delta_text, minute, one_in, percent, plain, privacy
 from strategies.report.run_charts import round_rows, run_charts
 from strategies.report.run_rows import identity_rows, mechanism_rows, row, simulation_rows, trained_rows
-from strategies.report.silo_rows import SiloEntry, never_joined, silo_head, silo_notes, silo_row, worst_of
+from strategies.report.silo_rows import SiloEntry, ledger_rows, never_joined, silo_head, silo_notes, silo_row, worst_of
 from strategies.report.template import fill
 from strategies.report.usefulness import group_tables, utility
 
@@ -90,6 +90,7 @@ def render(facts: Mapping[str, Any]) -> str:
             "utility": utility(facts),
             "groups": group_tables(facts),
             "noised": private or facts.get("evaluation") is not None,
+            "ledgers": ledger_rows(silos),
             "numbers": _number_rows(facts, private),
             "composition": _composition(facts, silos, private),
             "trust": facts["trust"],

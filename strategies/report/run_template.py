@@ -110,6 +110,10 @@ RUN = """\
 </ul>
 {% endif %}
 {{ figure(charts.budget, "silos") }}
+<h3>Ledger evidence</h3>
+{% if ledgers.rows %}{{ grid(ledgers) }}{% else %}
+<p>None: the statements of the silos carry no position of their ledgers. Each silo's own budget report does.</p>
+{% endif %}
 </section>
 
 <section id="rounds" aria-labelledby="h-rounds">

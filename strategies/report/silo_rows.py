@@ -176,3 +176,22 @@ def never_joined(codes: Sequence[str]) -> str:
         return "None: every node that answered the invitation joined."
     counts = ", ".join(f"{codes.count(code)} × {code}" for code in dict.fromkeys(codes))
     return f"{count(len(codes), 'node')} refused the invitation: {counts}."
+
+
+def ledger_rows(silos: Sequence[SiloEntry]) -> dict[str, Any]:
+    """Return the table of where each silo's ledger stands, as far as the statements carry it."""
+    rows = []
+    for silo in silos:
+        stated = silo.facts["statement"]
+        if isinstance(stated, Mapping) and isinstance(stated.get("hash"), str) and isinstance(stated.get("seq"), int):
+            shown = [stated.get(key, NOTHING) for key in ("data_root", "first", "last", "seq", "hash", "ledger_id")]
+            root, first, last, seq, head, ledger = (str(value) for value in shown)
+            rows.append([silo.name, root, f"{first} to {last}", seq, head[:16], ledger[:16]])
+    return {
+        "id": "",
+        "label": "Ledgers of the silos",
+        "caption": "Where each silo's own ledger stood when it stated the run: entries of the run, head, ledger. Whole "
+        "hashes stand in report.json.",
+        "columns": [("Silo", ""), ("Data root", ""), ("Entries", ""), ("Head at", ""), ("Head", ""), ("Ledger", "")],
+        "rows": rows,
+    }
