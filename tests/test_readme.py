@@ -48,10 +48,11 @@ def test_the_readmes_commands_run(folder: Path, command: str) -> None:
     if words[0] in ("pip", "pytest"):  # what runs this test has run them
         assert "test" in README and words[0] in (ROOT / ".ci" / "run").read_text()
         return
-    if "runs/my-run" in command:
+    if "runs/my-run" in command or "runs/silos/my-silos" in command:
         short = Study.parse(STUDY.replace("rounds = 20", "rounds = 1"), REGISTRIES)
         done_before = simulate(short, folder, out=folder / "runs", with_baselines=False)
         done_before.folder.rename(folder / "runs" / "my-run")
+        done_before.silos[0].parent.rename(folder / "runs" / "silos" / "my-silos")
     executable = Path(sys.executable).parent / words[0]
     done = subprocess.run(
         [str(executable), *words[1:]], cwd=folder, capture_output=True, text=True, timeout=120, check=False

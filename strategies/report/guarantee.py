@@ -89,7 +89,7 @@ def gate_share(spent: float, budget: float, delta: float, order: float | None) -
 
 
 def part_of_total(before: float, after: float) -> dict[str, float | None]:
-    """Return one part of a total that is built up: where it starts, where it ends, and what it adds (4 decimals each)."""
+    """Return one part of a total that is built up: where it starts and ends and what it adds, with 4 decimals each."""
     adds = max(0.0, round(after - before, 4)) if math.isfinite(after) else math.inf
     return {"from": finite(before), "to": finite(after), "adds": finite(adds)}
 

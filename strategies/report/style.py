@@ -121,15 +121,16 @@ details{margin:0 0 1rem}summary{cursor:pointer;color:var(--link);padding:.2rem 0
 .cols h3{margin-top:0}.minor{font-size:1.02rem;margin:.4rem 0 .5rem}
 h2 small,h3 small{font-weight:400;color:var(--muted);font-size:.8em}
 .sign tbody tr:last-child>td{height:3.2rem;width:33%;border-bottom:1px solid var(--ink)}
-footer{padding-bottom:3rem;color:var(--muted);font-size:.9rem}
+footer p{max-width:none}footer{padding-bottom:3rem;color:var(--muted);font-size:.9rem}
 @media (max-width:40rem){.pair tbody tr,.id tbody tr{display:block;border-bottom:1px solid var(--rule);padding:.4rem 0}
   .pair tbody th,.pair tbody td,.id tbody th,.id tbody td{display:block;width:auto;border:0;padding:.05rem 0}
   .claim,.alarm{padding:1.1rem}}
-@page{margin:16mm 14mm}
+@page{size:A4;margin:14mm 14mm}
 @media print{html{color-scheme:light;font-size:9pt}body{line-height:1.4}header,main,footer{max-width:none;padding:0}
   header{padding-top:0}nav,.skip,.screen,details:not([open]){display:none}section{padding:1rem 0 0;margin:0 0 .6rem}
-  h1,h2,h3,caption,.title{break-after:avoid}.pair,.id,tr,figure,.claim,.alarm,.note,.key div,li{break-inside:avoid}
+  h1,h2,h3,caption,.title{break-after:avoid}.sign,tr,figure,.claim,.alarm,.note,.key div,li{break-inside:avoid}
   .two{grid-template-columns:1fr 1fr}.two svg{max-width:none}
+  th,td{padding:.22rem 1rem .22rem 0}figure{margin:.7rem 0 .8rem}h3{margin:1rem 0 .3rem}li{margin:.15rem 0}
   thead:not([hidden]){display:table-header-group}.scroll{overflow:visible}.scroll table,svg{min-width:0}
   caption span{max-width:none}svg{max-width:14cm}
   .claim,.note{border:1px solid var(--ink);border-left-width:4px;background:none}a{color:inherit;text-decoration:none}
