@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from pages import numbers_of, numbers_on
 
 from strategies.privacy.events import Gaussian
 from strategies.report import numbers as template
@@ -399,6 +400,16 @@ def test_many_silos_and_rounds_are_thinned_and_it_says_so() -> None:
 def test_thinning_keeps_order_the_last_and_the_limit(count: int) -> None:
     kept = thin(count)
     assert kept == sorted(set(kept)) and kept[-1] == count - 1 and len(kept) == min(count, 150)
+
+
+SAID = {"50", "1", "10", "0", "2", "20", "100", "256", "2023", "80", "2303.00654", "35", "45", "164.514", "2012"}
+
+
+def test_every_number_of_the_page_is_one_of_the_facts() -> None:
+    """Or is made of them by one product or quotient: steps in all, and the share of the budget."""
+    made = {str(7 * 3), "36.5"}
+    found = numbers_on(page_of("private"))
+    assert len(found) > 50 and found - numbers_of(facts()) - SAID - made == set()
 
 
 # --- how the page is made -------------------------------------------------------------------------------------
