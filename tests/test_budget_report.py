@@ -237,6 +237,27 @@ def test_a_restore_is_counted_and_told() -> None:
     assert "disk was replaced" in text and "from the backup" in text and "restored" in text
 
 
+def test_a_restore_beyond_the_budget_leaves_the_budget_no_bound() -> None:
+    book = Book().begin()
+    book.add("freeze", {"reason": "lost", "heads": []})
+    much = (Gaussian(noise_multiplier=0.5, steps=4),)
+    book.add("restore", {"reason": "adopted", "heads": [], "adopt": spent_value({"records": much})})
+    facts = budget_facts(book.lines, PINS)
+    text = written(budget_page(facts))
+    assert facts["roots"][0]["spent"]["share"] > 1 and facts["roots"][0]["spent"]["free"] == 0
+    assert "adopted more than the budget" in text and "lets no more through" not in text
+    assert f"{percent(facts['roots'][0]['spent']['share'])} is spent" in text
+
+
+def test_what_was_adopted_for_a_root_that_is_not_registered_takes_the_claim_away() -> None:
+    book = Book().begin()
+    book.add("freeze", {"reason": "lost", "heads": []})
+    book.add("restore", {"reason": "adopted", "heads": [], "adopt": spent_value({"other": COUNTS})})
+    facts = budget_facts(book.lines, PINS)
+    assert facts["unregistered"] == ["other"] and [root["name"] for root in facts["roots"]] == ["records"]
+    assert "Of 'other' something was released" in written(budget_page(facts))
+
+
 def test_a_frozen_ledger_says_so_first() -> None:
     book = two_runs()
     book.add("freeze", {"reason": "a witness has seen more", "heads": []})

@@ -305,7 +305,11 @@ def _claim(root: Mapping[str, Any]) -> dict[str, Any]:
                 "looking at the "
                 "results of an earlier one, what holds without doubt is the next sentence."
             )
-        if limit["epsilon"] is not None:
+        if (root["spent"]["share"] or 0) > 1:
+            sentences.append(
+                "A restore has adopted more than the budget, so the budget is no bound; nothing more is let through."
+            )
+        elif limit["epsilon"] is not None:
             sentences.append(
                 f"Whatever studies come and however they are chosen, the ledger lets no more through than "
                 f"ε = {privacy(limit['epsilon'])} {at}: the odds never rise above {percent(limit['odds'])}."
