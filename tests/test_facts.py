@@ -287,6 +287,13 @@ def test_the_worst_silos_numbers_are_dp_accountings() -> None:
     assert numbers["odds"] == odds(numbers["epsilon_pld"])
 
 
+def test_the_tier_is_that_of_the_worst_silo() -> None:
+    assert facts(study())["tier"] == "strong" and facts(study())["silos"][0]["epsilon"] <= 1
+    assert facts(study(("noise_multiplier = 2.0", "noise_multiplier = 0.8")))["tier"] == "reasonable"
+    assert facts(study(("noise_multiplier = 2.0", 'mechanism = "none"')))["tier"] is None
+    assert facts(study(), rounds={"a": 0}, lines=0)["tier"] is None
+
+
 def test_kinds_of_release_build_up_the_worst_silos_epsilon() -> None:
     assert [part["name"] for part in facts(study())["steps"]] == ["model updates"]
     parts = facts(study(NOISY, CLASSES))["steps"]

@@ -130,8 +130,8 @@ def facts(**changes: Any) -> dict[str, Any]:
         "not_covered": ["The silo's own disk is trusted."],
         "numbers": NUMBERS,
         "steps": [
-            {"name": "model updates", "from": 0.0, "to": 2.0001},
-            {"name": "metric counts", "from": 2.0001, "to": 2.4321},
+            {"name": "model updates", "from": 0.0, "to": 2.0001, "adds": 2.0001},
+            {"name": "metric counts", "from": 2.0001, "to": 2.4321, "adds": 0.432},
         ],
         "trust": [["The server sees", "each silo's update by itself"]],
         "tuning": "Every run is charged.",

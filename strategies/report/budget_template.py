@@ -74,7 +74,7 @@ BUDGET = """\
 {{ figure(root.charts.bar, root.id ~ "-numbers", "numbers") }}
 <div id="table-{{ root.id }}-numbers">
 {{ pairs(root.numbers, "Everything that was ever reserved on these records, in every number.", "pair") }}</div>
-{{ figure(root.charts.growth, root.id ~ "-runs", "runs") }}
+{{ figure(root.charts.growth, root.id ~ "-runs", "runs, their ends") }}
 <div class="two">
 {{ figure(root.charts.profile, root.id ~ "-numbers", "numbers") }}
 {{ figure(root.charts.roc, root.id ~ "-numbers", "numbers") }}

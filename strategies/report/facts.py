@@ -17,7 +17,7 @@ from strategies.manifest import Manifest
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import Event, merge, to_json
 from strategies.report import declared
-from strategies.report.guarantee import guarantee, odds, part_of_total
+from strategies.report.guarantee import guarantee, odds, part_of_total, tier
 from strategies.study import Study
 
 FORMAT = "fedsilo-report/1"
@@ -54,32 +54,16 @@ def report_facts(
     return {
         "format": FORMAT,
         "run": {
-            "id": manifest.run,
-            "study": study.file.study.name,
-            "study_digest": study.digest,
+            **_run(study, manifest),
             "status": status,
             "started": started.isoformat(timespec="seconds"),
             "finished": finished.isoformat(timespec="seconds"),
-            "rounds_planned": study.file.study.rounds,
             "rounds_done": len(lines),
-            "code": manifest.code,
-            "manifest_digest": manifest.digest(),
-            "model_in": None,  # whoever holds the weights fills these in
-            "model_out": None,
         },
-        "study": {
-            "task": study.file.study.task,
-            "kind": study.file.data.kind,
-            "target": study.file.data.target,
-            "features": len(study.file.data.features),
-            "model": study.file.model.name,
-            "parameters": parameters,
-            "strategy": study.file.strategy.name,
-            "weights": study.file.strategy.weights,
-            "optimizer": study.file.training.optimizer,
-        },
+        "study": {**_trained(study), "parameters": parameters},
         "privacy": _privacy(study),
         "silos": rows,
+        "tier": _tier(rows),
         "numbers": _worst(study, silos),
         "steps": _steps(study, silos),
         "never_joined": list(refusals),
@@ -92,21 +76,61 @@ def report_facts(
         "releases": _releases(study),
         "unprotected": _unprotected(study),
         "not_covered": _not_covered(study),
-        "trust": [list(pair) for pair in declared.trust(masked=study.file.secagg.enabled, private=study.private)],
+        **_stated(study),
+        "accuracy_interval": None,
+        "baselines": None,
+    }
+
+
+def _run(study: Study, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "id": manifest.run,
+        "study": study.file.study.name,
+        "study_digest": study.digest,
+        "rounds_planned": study.file.study.rounds,
+        "code": manifest.code,
+        "manifest_digest": manifest.digest(),
+        "model_in": None,  # whoever holds the weights fills these in
+        "model_out": None,
+    }
+
+
+def _trained(study: Study) -> dict[str, Any]:
+    return {
+        "task": study.file.study.task,
+        "kind": study.file.data.kind,
+        "target": study.file.data.target,
+        "features": len(study.file.data.features),
+        "model": study.file.model.name,
+        "strategy": study.file.strategy.name,
+        "weights": study.file.strategy.weights,
+        "optimizer": study.file.training.optimizer,
+    }
+
+
+def _stated(study: Study) -> dict[str, Any]:
+    """What has to be said beside the numbers."""
+    masked = study.file.secagg.enabled
+    return {
+        "trust": [list(pair) for pair in declared.trust(masked=masked, private=study.private)],
         "tuning": declared.TUNING,
         "audit": dict(declared.AUDIT),
         "secure_aggregation": {
-            "enabled": study.file.secagg.enabled,
+            "enabled": masked,
             "evidence": "the total by itself is private only through its noise"
-            if study.file.secagg.enabled
+            if masked
             else "no masks, so there is no transcript; what protects an update is its noise",
             "min_silos": study.file.cohort.min_silos,
         },
         "void": list(declared.VOID) if study.private else [],
         "support": declared.SUPPORT,
-        "accuracy_interval": None,
-        "baselines": None,
     }
+
+
+def _tier(silos: Sequence[Mapping[str, Any]]) -> str | None:
+    """The word for the worst silo's epsilon; None where nothing was asked or something is not bounded."""
+    values = [silo["epsilon"] for silo in silos if silo["rounds"]]
+    return tier(max(values)) if values and None not in values else None
 
 
 def _privacy(study: Study) -> dict[str, Any]:

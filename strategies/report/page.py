@@ -25,6 +25,7 @@ from strategies.report.usefulness import group_tables, utility
 
 Facts = Mapping[str, Any]
 
+_AS_STATED = ("releases", "unprotected", "not_covered", "trust", "void", "tuning", "audit", "support")
 _CODES = {
     RefusalCode.POLICY: "the silo's policy does not allow this study",
     RefusalCode.APPROVAL: "nobody at the silo has approved this study",
@@ -64,6 +65,7 @@ def render(facts: Mapping[str, Any]) -> str:
     return fill(
         "run",
         {
+            **{key: facts[key] for key in _AS_STATED},
             "run": run,
             "finished": minute(run["finished"]),
             "unit": privacy_facts["unit"],
@@ -84,21 +86,13 @@ def render(facts: Mapping[str, Any]) -> str:
             if private
             else "There is no privacy mechanism in this run.",
             "private": private,
-            "releases": facts["releases"],
-            "unprotected": facts["unprotected"],
-            "not_covered": facts["not_covered"],
             "utility": utility(facts),
             "groups": group_tables(facts),
             "noised": private or facts.get("evaluation") is not None,
             "ledgers": ledger_rows(silos),
             "numbers": _number_rows(facts, private),
             "composition": _composition(facts, silos, private),
-            "trust": facts["trust"],
-            "void": facts["void"],
-            "tuning": facts["tuning"],
-            "audit": facts["audit"],
             "secure_aggregation": _secure(facts),
-            "support": facts["support"],
             "identity": identity_rows(run),
             "trained": trained_rows(facts["study"]),
             "reading": _READING,

@@ -27,55 +27,58 @@ Facts = Mapping[str, Any]
 _ROWS = 200  # most lines of the table of rounds
 
 
+_NO_ROUND, _NOT_BOUNDED = "No round was finished.", "This run has no differential privacy, so no ε is bounded."
+_UNMEASURED = "No metric was measured: there are no test records and no counts of silos, or they do not define one."
+
+
 def run_charts(facts: Facts, silos: Sequence[SiloEntry], private: bool) -> dict[str, Chart]:
     """Return every chart of the page, drawn or with the reason why not."""
-    unit, lines, planned = facts["privacy"]["unit"], facts["rounds"], facts["run"]["rounds_planned"]
-    at = f"at δ = {delta_text(facts['privacy']['delta'])}, per {unit}"
-    titles = {
-        "epsilon": f"Privacy loss ε over the rounds{f', worst silo ({at})' if private else ''}",
-        "metrics": "Metrics over the rounds",
-        "participation": "Participation",
-        "budget": f"Privacy budget of each silo, as its gate counts (per {unit}, at the δ of its budget)",
+    return {
+        **_attack_charts(facts, private),
+        "epsilon": _epsilon(facts, private),
+        "metrics": _metrics(facts),
+        "budget": _budget(facts, silos),
+        "participation": _participation(facts),
     }
-    points = [(line["round"], max(values)) for line in lines if private and (values := _values(line["epsilon"]))]
+
+
+def _epsilon(facts: Facts, private: bool) -> Chart:
+    values, lines = facts["privacy"], facts["rounds"]
+    at = f"at δ = {delta_text(values['delta'])}, per {values['unit']}"
+    title = f"Privacy loss ε over the rounds{f', worst silo ({at})' if private else ''}"
+    points = [(line["round"], max(found)) for line in lines if private and (found := _values(line["epsilon"]))]
+    if not points:
+        return Chart(key="epsilon", title=title, reason=_NO_ROUND if private else _NOT_BOUNDED)
+    return epsilon_chart(title, points, facts["run"]["rounds_planned"], values["target_epsilon"])
+
+
+def _metrics(facts: Facts) -> Chart:
+    title, lines, curves = "Metrics over the rounds", facts["rounds"], _curves(facts)
+    if not curves:
+        return Chart(key="metrics", title=title, reason=_UNMEASURED if lines else _NO_ROUND)
+    return metrics_chart(title, [line["round"] for line in lines], curves)
+
+
+def _budget(facts: Facts, silos: Sequence[SiloEntry]) -> Chart:
+    title = f"Privacy budget of each silo, as its gate counts (per {facts['privacy']['unit']}, at the δ of its budget)"
     spending = [
         Spending(silo=silo.name, spent=own.spent, budget=own.budget, share=own.share)
         for silo in silos
         if (own := silo.statement) and own.spent is not None and own.budget and own.share is not None
     ]
-    curves = _curves(facts)
-    no_round = "No round was finished."
-    unmeasured = "No metric was measured: there are no test records and no counts of silos, or they do not define one."
-    if points:
-        epsilon = epsilon_chart(titles["epsilon"], points, planned, facts["privacy"]["target_epsilon"])
-    else:
-        epsilon = Chart(
-            key="epsilon",
-            title=titles["epsilon"],
-            reason=no_round if private else "This run has no differential privacy, so no ε is bounded.",
-        )
-    return {
-        **_attack_charts(facts, private),
-        "epsilon": epsilon,
-        "metrics": metrics_chart(titles["metrics"], [line["round"] for line in lines], curves)
-        if curves
-        else Chart(key="metrics", title=titles["metrics"], reason=unmeasured if lines else no_round),
-        "budget": budget_chart(titles["budget"], spending)
-        if spending
-        else Chart(
-            key="budget",
-            title=titles["budget"],
-            reason="No silo has stated a budget with a limit."
-            if any(silo.statement for silo in silos)
-            else "No silo has sent a statement of its ledger.",
-        ),
-        "participation": participation_chart(
-            titles["participation"],
-            [Attendance(**{key: line[key] for key in ("round", "cohort", "dropped", "aggregated")}) for line in lines],
-        )
-        if lines
-        else Chart(key="participation", title=titles["participation"], reason=no_round),
-    }
+    if spending:
+        return budget_chart(title, spending)
+    stated = any(silo.statement for silo in silos)
+    reason = "No silo has stated a budget with a limit." if stated else "No silo has sent a statement of its ledger."
+    return Chart(key="budget", title=title, reason=reason)
+
+
+def _participation(facts: Facts) -> Chart:
+    title, keys = "Participation", ("round", "cohort", "dropped", "aggregated")
+    rounds = [Attendance(**{key: line[key] for key in keys}) for line in facts["rounds"]]
+    if not rounds:
+        return Chart(key="participation", title=title, reason=_NO_ROUND)
+    return participation_chart(title, rounds)
 
 
 def _attack_charts(facts: Facts, private: bool) -> dict[str, Chart]:
@@ -89,7 +92,7 @@ def _attack_charts(facts: Facts, private: bool) -> dict[str, Chart]:
         "steps": f"ε by kind of release ({at})",
         "utility": "Usefulness over ε",
     }
-    none = "No round was finished." if private else "This run has no differential privacy, so no ε is bounded."
+    none = _NO_ROUND if private else _NOT_BOUNDED
     absent = {key: Chart(key=key, title=title, reason=none) for key, title in titles.items()}
     absent["utility"] = Chart(
         key="utility",
