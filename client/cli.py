@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from client.commands import accounts, approving, doctor, setup
+from client.report_command import report_command
 from strategies.command import guarded, not_built
 from strategies.errors import SettingError
 
@@ -29,7 +30,6 @@ _LATER = {
     "enrol": ("Write the request that a coordinator enrols.", _DEPLOYMENT),
     "up": ("Start the silo's node.", _DEPLOYMENT),
     "stop": ("Stop the silo's node.", _DEPLOYMENT),
-    "report": ("Write the silo's privacy budget report.", "the silo's report"),
 }
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "init": (setup.init, "init north --data cardiology_2024=records.csv --unit patient_id"),
@@ -39,6 +39,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "budget": (accounts.budget, "budget --silo north --study study.toml"),
     "status": (accounts.status, "status --silo north"),
     "export": (accounts.export, "export --silo north --out ledger.jsonl"),
+    "report": (report_command, "report --silo north --out report --pdf"),
     "restore": (accounts.restore, "restore --silo north --reason 'disk replaced' --heads receipts.jsonl"),
 }
 

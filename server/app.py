@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 from collections.abc import Collection, Mapping
@@ -46,11 +47,12 @@ def main(grid: Grid, context: Context) -> None:
         Study.parse(text, Registries(models=MODELS)),
         out=Path(str(settings.get("out") or "runs")),
         test=str(settings.get("test") or ""),
+        page=bool(settings.get("page", True)),
     )
     context.state["run"] = ConfigRecord({"folder": str(folder)})
 
 
-def run_study(grid: Grid, study: Study, *, out: Path, test: str) -> Path:
+def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = True) -> Path:
     """Run a study over the silos of a grid and return the run folder.
 
     Args:
@@ -59,6 +61,7 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str) -> Path:
         out: folder that holds the run folders.
         test: records that the coordinator itself owns: a safetensors file with `x`, `y` and, where the study names
             groups, `group/<column>`, or a folder of such files called `part-*`; empty for none.
+        page: whether a complete run's report.html is drawn here; False leaves it to a caller who adds facts.
 
     Raises:
         Refusal, RunError, SettingError: the run did not start or broke off; finished rounds are on disk.
@@ -88,7 +91,9 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str) -> Path:
         folder.record_lines(progress.lines)
         status = "complete"
     finally:
-        folder.record_report(_facts(study, roster, progress, statements, status, started))
+        facts = _facts(study, roster, progress, statements, status, started)
+        facts["run"] |= {"model_in": _sha256(initial), "model_out": _sha256(progress.state.weights)}
+        folder.record_report(facts, page=page or status != "complete")
     return folder.path
 
 
@@ -125,6 +130,10 @@ def _facts(
         refusals=sorted(roster.refusals.values()),
         parameters=len(progress.state.weights),
     )
+
+
+def _sha256(weights: Vector) -> str:
+    return hashlib.sha256(np.ascontiguousarray(weights).tobytes()).hexdigest()
 
 
 def _evaluator(study: Study, shape: Shape, path: Path) -> Evaluate:

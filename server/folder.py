@@ -18,6 +18,7 @@ from strategies.errors import RunError
 from strategies.layout import Layout
 from strategies.manifest import Manifest
 from strategies.report.page import render
+from strategies.report.registry import registry_of_run
 from strategies.statement import Statement
 from strategies.study import Study
 
@@ -65,10 +66,12 @@ class RunFolder:
         """Keep what a silo states of the run."""
         checkpoint.write_whole(self.path / "statements" / f"{silo}.json", statement.to_json().encode())
 
-    def record_report(self, facts: Mapping[str, Any]) -> None:
-        """Write both forms of the report."""
+    def record_report(self, facts: Mapping[str, Any], *, page: bool = True) -> None:
+        """Write the report as report.json, and with `page` as report.html and registry.yaml."""
         checkpoint.write_whole(self.path / "report.json", json.dumps(facts, indent=2).encode())
-        checkpoint.write_whole(self.path / "report.html", render(facts).encode())
+        if page:
+            checkpoint.write_whole(self.path / "report.html", render(facts).encode())
+            checkpoint.write_whole(self.path / "registry.yaml", registry_of_run(facts).encode())
 
     def report(self) -> dict[str, Any]:
         """Return the facts of the report."""

@@ -21,6 +21,7 @@ from simulations.engines import inline
 from simulations.silos import complete, make_silos, pooled, why_refused
 from simulations.sources import read_dataset
 from strategies.errors import NotBuiltError, Refusal
+from strategies.report.usefulness import interval
 from strategies.study import Study
 
 log = logging.getLogger("fedsilo.simulate")
@@ -82,6 +83,8 @@ def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_b
         "read_off_the_data": notes,
         "test_records": len(test.y),
     }
+    accuracy = facts["metrics"].get("accuracy")
+    facts["accuracy_interval"] = list(interval(accuracy, len(test.y))) if accuracy is not None and len(test.y) else None
     facts["unprotected"].append(
         "the metrics and baselines of this page: exact, over the pooled records, as only a simulation can compute them"
     )
@@ -119,7 +122,8 @@ def _run_apps(study: Study, silos: list[Path], out: Path, test: str) -> RunFolde
     from client.app import app as client_app
     from server.app import app as server_app
 
-    run_config = {"study": study.text, "out": str(out), "test": test}
+    run_config: dict[str, str | bool] = {"study": study.text, "out": str(out), "test": test}
+    run_config["page"] = False  # `simulate` draws it once, with what it knows itself
     simulation = study.file.simulation
     state = inline.run(
         server_app,

@@ -178,7 +178,7 @@ def test_wrong_usage_exits_2(tmp_path: Path, run: Run, arguments: tuple[str, ...
     [
         ("fedsilo-simulate", "audit bench"),
         ("fedsilo-server", "init enrol up run describe status stop resume report"),
-        ("fedsilo-silo", "enrol up stop report"),
+        ("fedsilo-silo", "enrol up stop"),
         ("fedsilo-verify", "check"),
     ],
 )

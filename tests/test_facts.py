@@ -14,6 +14,9 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+import yaml
+from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting.pld import PLDAccountant
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,8 +24,11 @@ from strategies import wire
 from strategies.manifest import Manifest, Member
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import Gaussian
-from strategies.report.facts import FORMAT, odds, report_facts
+from strategies.report.facts import FORMAT, report_facts
+from strategies.report.guarantee import odds
 from strategies.report.page import render
+from strategies.report.registry import registry_of_run
+from strategies.report.usefulness import interval
 from strategies.spec import Registries, Registry
 from strategies.study import Study
 
@@ -259,6 +265,79 @@ def test_the_page_keeps_the_coordinators_own_metrics_apart_from_the_silos() -> N
     text = page(own=True)
     assert "Measured by the coordinator on test records of its own. By the silos: Measured by 4 silos" in text
     assert "by the silos from noisy counts" in text and "0.7654" in text and "0.4000" in text
+
+
+# --- what a report must state beside epsilon ------------------------------------------------------------------
+
+
+def test_the_worst_silos_numbers_are_dp_accountings() -> None:
+    """Silo a was asked for 4 rounds of 3 steps: 12 sampled releases, in both relations and without sampling."""
+    numbers = facts(study())["numbers"]
+    for key, relation, rate in (
+        ("epsilon_pld", NeighboringRelation.ADD_OR_REMOVE_ONE, 0.05),
+        ("epsilon_replace_one", NeighboringRelation.REPLACE_ONE, 0.05),
+        ("epsilon_without_amplification", NeighboringRelation.ADD_OR_REMOVE_ONE, 1.0),
+    ):
+        accountant = PLDAccountant(relation)
+        accountant.compose(SelfComposedDpEvent(PoissonSampledDpEvent(rate, GaussianDpEvent(2.0)), 12))
+        expected = accountant.get_epsilon(1e-5)
+        assert expected - 1e-3 <= numbers[key] <= expected * 1.002 + 2e-4, key
+    assert [1e-5 in pair for pair in numbers["profile"]].count(True) == 1
+    assert [numbers["epsilon_pld"], 1e-5] in numbers["profile"]
+    assert numbers["odds"] == odds(numbers["epsilon_pld"])
+
+
+def test_the_tier_is_that_of_the_worst_silo() -> None:
+    assert facts(study())["tier"] == "strong" and facts(study())["silos"][0]["epsilon"] <= 1
+    assert facts(study(("noise_multiplier = 2.0", "noise_multiplier = 0.8")))["tier"] == "reasonable"
+    assert facts(study(("noise_multiplier = 2.0", 'mechanism = "none"')))["tier"] is None
+    assert facts(study(), rounds={"a": 0}, lines=0)["tier"] is None
+
+
+def test_kinds_of_release_build_up_the_worst_silos_epsilon() -> None:
+    assert [part["name"] for part in facts(study())["steps"]] == ["model updates"]
+    parts = facts(study(NOISY, CLASSES))["steps"]
+    assert [part["name"] for part in parts] == ["model updates", "metric counts"]
+    assert parts[0]["to"] == parts[1]["from"] == epsilon(release(4), 1e-5)
+    assert parts[1]["to"] == facts(study(NOISY, CLASSES))["numbers"]["epsilon_pld"]
+
+
+def test_nothing_released_or_nothing_bounded_has_no_numbers() -> None:
+    assert facts(study(), rounds={"a": 0}, lines=0)["numbers"] is None
+    bare = facts(study(("noise_multiplier = 2.0", 'mechanism = "none"')))
+    assert (bare["numbers"], bare["steps"], bare["void"]) == (None, [], [])
+    assert yaml.safe_load(registry_of_run(bare))["privacy_loss"]["privacy_parameters"] == []
+
+
+def test_trust_audit_tuning_and_what_would_void_are_stated() -> None:
+    found = facts(study())
+    assert found["audit"]["status"] == "not run" and "no audit" in found["audit"]["reason"]
+    assert "2^-10 clip norms" in found["privacy"]["floating_point"] and "2^-20" in found["privacy"]["floating_point"]
+    assert "every run is charged" in found["tuning"] and len(found["void"]) >= 4
+    assert "each silo's update by itself" in dict(found["trust"])["The server sees"]
+    assert found["secure_aggregation"] == {
+        "enabled": False,
+        "evidence": "no masks, so there is no transcript; what protects an update is its noise",
+        "min_silos": 3,
+    }
+
+
+def test_the_registrys_entry_is_the_facts() -> None:
+    found = facts(study())
+    entry = yaml.safe_load(registry_of_run(found))
+    assert {"tier", "product", "dp_flavor", "privacy_loss", "model", "accounting", "implementation"} == entry.keys()
+    (spent,) = entry["privacy_loss"]["privacy_parameters"]
+    assert (spent["epsilon"], spent["delta"]) == (found["numbers"]["epsilon_pld"], 1e-5)
+    assert entry["product"]["study_digest"] == found["run"]["study_digest"]
+    assert entry["dp_flavor"]["unprotected_quantities"] == found["unprotected"]
+
+
+@pytest.mark.parametrize(
+    ("right", "of", "low", "high"), [(9, 10, 0.5958, 0.9822), (0, 10, 0.0, 0.2776), (50, 100, 0.4038, 0.5962)]
+)
+def test_the_interval_of_an_accuracy_is_wilsons(right: int, of: int, low: float, high: float) -> None:
+    """Textbook values of the 95 % score interval (Newcombe 1998 gives the method), rounded outwards here."""
+    assert interval(right / of, of) == pytest.approx((low, high), abs=1e-4)
 
 
 # --- odds ---------------------------------------------------------------------------------------------------

@@ -60,9 +60,11 @@ def test_the_readmes_commands_run(folder: Path, command: str) -> None:
 
 
 def finished_run(folder: Path) -> None:
-    """A run folder of the README's study, in one round."""
+    """A run folder of the README's study, in one round, and its silos."""
     short = Study.parse(STUDY.replace("rounds = 20", "rounds = 1"), REGISTRIES)
-    simulate(short, folder, out=folder / "runs", with_baselines=False).folder.rename(folder / "runs" / "my-run")
+    outcome = simulate(short, folder, out=folder / "runs", with_baselines=False)
+    outcome.folder.rename(folder / "runs" / "my-run")
+    outcome.silos[0].parent.rename(folder / "runs" / "silos" / "my-silos")
 
 
 def typed(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:

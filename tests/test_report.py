@@ -14,12 +14,17 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from pages import numbers_of, numbers_on
 
-from strategies.report import template
-from strategies.report.charts import thin
+from strategies.privacy.events import Gaussian
+from strategies.report import numbers as template
+from strategies.report import style
+from strategies.report.guarantee import guarantee
+from strategies.report.numbers import thin
 from strategies.report.page import render
 
 HOSTILE = '<script>alert("1")</script>&\'$x_1$'
+NUMBERS = guarantee([Gaussian(noise_multiplier=1.2345, sampling_rate=0.125, steps=21)], 1e-5)
 METRICS = {"accuracy": 0.9, "auroc": 0.95, "brier": 0.1}
 
 
@@ -82,6 +87,8 @@ def facts(**changes: Any) -> dict[str, Any]:
             "rounds_done": 3,
             "started": "2026-01-02T03:04:05+00:00",
             "finished": "2026-01-02T04:05:06+00:00",
+            "model_in": "d" * 64,
+            "model_out": "e" * 64,
         },
         "study": {
             "task": "classification",
@@ -109,7 +116,8 @@ def facts(**changes: Any) -> dict[str, Any]:
             "max_records_per_unit": 9,
             "epsilon_if_completed": 2.4999,
             "sampling": "Poisson from entropy",
-            "noise": "Gaussian on a grid",
+            "noise": "Gaussian by entropy",
+            "floating_point": "Gaussian on a grid",
             "secure_aggregation": False,
         },
         "silos": [silo("north", 2.4321, 0.9194), silo("south", 1.5, 0.8176)],
@@ -120,6 +128,18 @@ def facts(**changes: Any) -> dict[str, Any]:
         "releases": [{"field": "Update.update", "what": "model update", "seen": "clear", "privacy": "released"}],
         "unprotected": ["that the silo took part"],
         "not_covered": ["The silo's own disk is trusted."],
+        "numbers": NUMBERS,
+        "steps": [
+            {"name": "model updates", "from": 0.0, "to": 2.0001, "adds": 2.0001},
+            {"name": "metric counts", "from": 2.0001, "to": 2.4321, "adds": 0.432},
+        ],
+        "trust": [["The server sees", "each silo's update by itself"]],
+        "tuning": "Every run is charged.",
+        "audit": {"status": "not run", "reason": "there is none yet"},
+        "secure_aggregation": {"enabled": False, "evidence": "no masks", "min_silos": 3},
+        "void": ["The silo runs other code."],
+        "support": "This page supports an assessment.",
+        "accuracy_interval": [0.7694, 0.9605],
         "baselines": {"pooled": {"accuracy": 0.97}, "best_local": {"accuracy": 0.88}, "best_silo": "south"},
         "simulation": {
             "dataset": "heart()",
@@ -152,6 +172,9 @@ def unprotected() -> dict[str, Any]:
         privacy=with_privacy(mechanism="none", noise_multiplier=None, target_epsilon=None, epsilon_if_completed=None),
         silos=[silo("north", 0, 0, **bare), silo("south", 0, 0, **bare)],
         rounds=rounds,
+        numbers=None,
+        steps=[],
+        void=[],
     )
 
 
@@ -162,6 +185,8 @@ def interrupted() -> dict[str, Any]:
         rounds=[],
         metrics={},
         loss=None,
+        numbers=None,
+        steps=[],
         silos=[silo("north", 0.0, 0.5, **none), silo("south", 0.0, 0.5, **none)],
         baselines=None,
         simulation=None,
@@ -244,8 +269,17 @@ def test_the_numbers_of_every_part_are_there() -> None:
     for value in (
         "2.7777",
         "11.5",
-        "6.7001 of 8",
-        "1.2999 left, δ = 1e-06",
+        "6.7001 of ε = 8, δ = 1e-06",
+        "36.5 % spent",
+        "Gaussian by entropy",
+        "finds at most",
+        "d" * 64,
+        "e" * 64,
+        "The silo runs other code.",
+        "Every run is charged.",
+        "Not run: there is none yet.",
+        "each silo's update by itself",
+        "This page supports an assessment.",
         "1.2345",
         "0.75",
         "0.125",
@@ -368,6 +402,16 @@ def test_thinning_keeps_order_the_last_and_the_limit(count: int) -> None:
     assert kept == sorted(set(kept)) and kept[-1] == count - 1 and len(kept) == min(count, 150)
 
 
+SAID = {"50", "1", "10", "0", "2", "20", "100", "256", "2023", "80", "2303.00654", "35", "45", "164.514", "2012"}
+
+
+def test_every_number_of_the_page_is_one_of_the_facts() -> None:
+    """Or is made of them by one product or quotient: steps in all, and the share of the budget."""
+    made = {str(7 * 3), "36.5"}
+    found = numbers_on(page_of("private"))
+    assert len(found) > 50 and found - numbers_of(facts()) - SAID - made == set()
+
+
 # --- how the page is made -------------------------------------------------------------------------------------
 
 
@@ -442,7 +486,7 @@ def test_headings_landmarks_tables_and_drawings_are_accessible(variant: str) -> 
 
 def test_drawings_take_the_colours_and_the_font_of_the_page() -> None:
     drawings = re.findall(r"<svg.*?</svg>", page_of("private"), flags=re.DOTALL)
-    assert len(drawings) == 4
+    assert len(drawings) == 8
     for drawing in drawings:
         assert not re.search(r"#[0-9a-f]{6}\b", re.sub(r'(?:id|href)="[^"]*"|url\([^)]*\)', "", drawing))
         assert "var(--" in drawing and "font-family" not in drawing and "DejaVu" not in drawing
@@ -460,7 +504,7 @@ def contrast(one: str, two: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-@pytest.mark.parametrize("theme", [template.LIGHT, template.DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK], ids=["light", "dark"])
 def test_text_has_a_contrast_of_at_least_4_5(theme: dict[str, str]) -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)  # WCAG's own extreme
     pairs = [("ink", ground) for ground in ("bg", "surface", "note")]

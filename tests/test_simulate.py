@@ -12,16 +12,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+import server.folder
 from client.silo import Silo
 from simulations.run import Outcome, simulate
 from simulations.silos import REGISTRIES
 from strategies.errors import Refusal, RefusalCode, RunError
 from strategies.privacy.accountant import epsilon
+from strategies.report.page import render
 from strategies.study import Study
 
 STUDY = """
@@ -103,6 +106,16 @@ def model(outcome: Outcome) -> bytes:
 def test_without_privacy_a_seed_fixes_every_bit_and_with_it_none(folder: Path) -> None:
     assert model(run(folder, privacy=PLAIN)) == model(run(folder, privacy=PLAIN))
     assert model(run(folder)) != model(run(folder))
+
+
+def test_the_page_of_a_run_is_drawn_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(server.folder, "render", lambda facts: drawn.append(facts) or render(facts))
+    outcome = run(folder)
+    assert len(drawn) == 1 and drawn[0] == outcome.facts
+    assert (outcome.folder / "report.html").read_text() == render(outcome.facts)
+    assert f"run: {outcome.facts['run']['id']}" in (outcome.folder / "registry.yaml").read_text()
+    assert outcome.facts["run"]["model_in"] != outcome.facts["run"]["model_out"]
 
 
 def test_every_output_of_an_unprotected_run_says_so(folder: Path) -> None:

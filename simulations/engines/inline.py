@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -94,7 +94,7 @@ def run(
     client_app: ClientApp,
     *,
     silos: list[Path],
-    run_config: dict[str, str],
+    run_config: Mapping[str, str | bool],
     dropout: float,
     seed: int,
 ) -> RecordDict:

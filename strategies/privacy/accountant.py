@@ -57,8 +57,8 @@ def epsilon(
     if any(isinstance(event, Exact) for event in merged):
         return math.inf
     gaussians = tuple(event for event in merged if isinstance(event, Gaussian))
-    if not amplification:
-        gaussians = tuple(Gaussian(noise_multiplier=event.noise_multiplier, steps=event.steps) for event in gaussians)
+    if not amplification and gaussians:
+        gaussians = (_together(gaussians),)
     if not gaussians:
         return 0.0
     if accountant == "rdp":
@@ -193,6 +193,17 @@ def round_up(value: float, digits: int = DIGITS) -> float:
     return float(scaled / 10**digits)
 
 
+def _together(gaussians: Iterable[Gaussian]) -> Gaussian:
+    """Return the one release that costs what all of them cost when every unit is in every sample.
+
+    Gaussian releases of one sum compose to a Gaussian release: the squares of 1 / noise multiplier add up (Dong, Roth
+    & Su 2022, "Gaussian differential privacy", corollary 3.3). Its noise multiplier is rounded down.
+    """
+    squares = math.fsum(event.steps / event.noise_multiplier**2 for event in gaussians)
+    noise = math.nextafter(1 / math.sqrt(squares), 0.0) if 0 < squares < math.inf else 0.0
+    return Gaussian(noise_multiplier=noise)  # 0 is refused
+
+
 def _check_delta(delta: float) -> None:
     if not (isinstance(delta, float) and 0 < delta < 1):
         raise AccountingError(f"delta = {delta} is not allowed: it must be a number between 0 and 1")
@@ -211,15 +222,30 @@ def _pld_epsilon(events: tuple[Gaussian, ...], delta: float, neighbouring: Neigh
 
 @lru_cache(maxsize=512)
 def _pld_compose(events: tuple[Gaussian, ...], delta: float, neighbouring: Neighbouring, interval: float) -> float:
-    total = None
     with _fail_closed("PLD", events):
-        interval *= _widening(min(event.noise_multiplier for event in events))
-        for event in events:
-            part = _pld_of_one(event.noise_multiplier, event.sampling_rate, neighbouring, interval)
-            part = part.self_compose(event.steps) if event.steps > 1 else part
-            total = part if total is None else total.compose(part)
+        total = composed(events, neighbouring=neighbouring, interval=interval)
         value = float(total.get_epsilon_for_delta(delta)) if total is not None else 0.0
     return _sound(value, "PLD", events, delta)
+
+
+@lru_cache(maxsize=8)
+def composed(
+    events: tuple[Gaussian, ...], *, neighbouring: Neighbouring = "add-or-remove-one", interval: float = _COARSE
+) -> Any:
+    """Return dp-accounting's privacy loss distribution of all events together, pessimistic; None for no events.
+
+    Args:
+        events: merged.
+        neighbouring: what a unit's presence means.
+        interval: step of the grid of losses; it is widened where there is little noise.
+    """
+    total = None
+    interval *= _widening(min((event.noise_multiplier for event in events), default=1.0))
+    for event in events:
+        part = _pld_of_one(event.noise_multiplier, event.sampling_rate, neighbouring, interval)
+        part = part.self_compose(event.steps) if event.steps > 1 else part
+        total = part if total is None else total.compose(part)
+    return total
 
 
 def _widening(noise_multiplier: float) -> float:

@@ -14,8 +14,10 @@ from typing import Any
 from strategies import wire
 from strategies.counts import CountLayout
 from strategies.manifest import Manifest
-from strategies.privacy.accountant import epsilon, round_up
+from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import Event, merge, to_json
+from strategies.report import declared
+from strategies.report.guarantee import guarantee, odds, part_of_total, tier
 from strategies.study import Study
 
 FORMAT = "fedsilo-report/1"
@@ -48,33 +50,22 @@ def report_facts(
         parameters: length of the model's vector.
     """
     last = lines[-1] if lines else None
+    rows = [_silo(study, name, facts) for name, facts in sorted(silos.items())]
     return {
         "format": FORMAT,
         "run": {
-            "id": manifest.run,
-            "study": study.file.study.name,
-            "study_digest": study.digest,
+            **_run(study, manifest),
             "status": status,
             "started": started.isoformat(timespec="seconds"),
             "finished": finished.isoformat(timespec="seconds"),
-            "rounds_planned": study.file.study.rounds,
             "rounds_done": len(lines),
-            "code": manifest.code,
-            "manifest_digest": manifest.digest(),
         },
-        "study": {
-            "task": study.file.study.task,
-            "kind": study.file.data.kind,
-            "target": study.file.data.target,
-            "features": len(study.file.data.features),
-            "model": study.file.model.name,
-            "parameters": parameters,
-            "strategy": study.file.strategy.name,
-            "weights": study.file.strategy.weights,
-            "optimizer": study.file.training.optimizer,
-        },
+        "study": {**_trained(study), "parameters": parameters},
         "privacy": _privacy(study),
-        "silos": [_silo(study, name, facts) for name, facts in sorted(silos.items())],
+        "silos": rows,
+        "tier": _tier(rows),
+        "numbers": _worst(study, silos),
+        "steps": _steps(study, silos),
         "never_joined": list(refusals),
         "rounds": [dict(line) for line in lines],
         "metrics": dict(last["metrics"]) if last else {},
@@ -85,8 +76,61 @@ def report_facts(
         "releases": _releases(study),
         "unprotected": _unprotected(study),
         "not_covered": _not_covered(study),
+        **_stated(study),
+        "accuracy_interval": None,
         "baselines": None,
     }
+
+
+def _run(study: Study, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "id": manifest.run,
+        "study": study.file.study.name,
+        "study_digest": study.digest,
+        "rounds_planned": study.file.study.rounds,
+        "code": manifest.code,
+        "manifest_digest": manifest.digest(),
+        "model_in": None,  # whoever holds the weights fills these in
+        "model_out": None,
+    }
+
+
+def _trained(study: Study) -> dict[str, Any]:
+    return {
+        "task": study.file.study.task,
+        "kind": study.file.data.kind,
+        "target": study.file.data.target,
+        "features": len(study.file.data.features),
+        "model": study.file.model.name,
+        "strategy": study.file.strategy.name,
+        "weights": study.file.strategy.weights,
+        "optimizer": study.file.training.optimizer,
+    }
+
+
+def _stated(study: Study) -> dict[str, Any]:
+    """What has to be said beside the numbers."""
+    masked = study.file.secagg.enabled
+    return {
+        "trust": [list(pair) for pair in declared.trust(masked=masked, private=study.private)],
+        "tuning": declared.TUNING,
+        "audit": dict(declared.AUDIT),
+        "secure_aggregation": {
+            "enabled": masked,
+            "evidence": "the total by itself is private only through its noise"
+            if masked
+            else "no masks, so there is no transcript; what protects an update is its noise",
+            "min_silos": study.file.cohort.min_silos,
+        },
+        "void": list(declared.VOID) if study.private else [],
+        "support": declared.SUPPORT,
+    }
+
+
+def _tier(silos: Sequence[Mapping[str, Any]]) -> str | None:
+    """The word for the worst silo's epsilon; None where nothing was asked or something is not bounded."""
+    values = [silo["epsilon"] for silo in silos if silo["rounds"]]
+    return tier(max(values)) if values and None not in values else None
 
 
 def _privacy(study: Study) -> dict[str, Any]:
@@ -107,10 +151,8 @@ def _privacy(study: Study) -> dict[str, Any]:
         "epsilon_if_completed": _number(_epsilon(study, study.total_events())),
         "sampling": "each unit by itself with the sampling rate (Poisson), from "
         + ("operating-system entropy" if study.private else "the study's seed, so it is known to all"),
-        "noise": "Gaussian from operating-system entropy (AES-256-CTR), on a grid of 2^-20 clip norms whose rounding "
-        "is paid for with more noise"
-        if study.private
-        else "none",
+        "noise": f"Gaussian: {declared.NOISE}" if study.private else "none",
+        "floating_point": declared.FLOATING_POINT if study.private else None,
         "secure_aggregation": study.file.secagg.enabled,
     }
 
@@ -131,12 +173,18 @@ def _evaluation(study: Study) -> dict[str, Any] | None:
     }
 
 
-def _silo(study: Study, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    delta, events = study.file.privacy.delta, study.round_events() * int(facts["rounds"])
+def _released(study: Study, facts: Mapping[str, Any]) -> tuple[Event, ...]:
+    """Return what a silo may have released, at worst."""
+    events = study.round_events() * int(facts["rounds"])
     if facts["closed"]:
         events = (*events, *study.closing_events())
     if not study.private:  # also before its first round, such a run has no bound
         events = (*events, *study.round_events()[:1])
+    return events
+
+
+def _silo(study: Study, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    delta, events = study.file.privacy.delta, _released(study, facts)
     return {
         "name": name,
         "rounds": facts["rounds"],
@@ -152,14 +200,34 @@ def _silo(study: Study, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _worst_events(study: Study, silos: Mapping[str, Mapping[str, Any]]) -> tuple[Event, ...]:
+    released = [_released(study, facts) for facts in silos.values() if facts["rounds"]]
+    return max(released, key=lambda events: _epsilon(study, events), default=())
+
+
+def _worst(study: Study, silos: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The numbers of the silo that has released most; None where nothing was, or nothing is bounded."""
+    events = _worst_events(study, silos)
+    return guarantee(events, study.file.privacy.delta) if events and study.private else None
+
+
+def _steps(study: Study, silos: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The worst silo's epsilon built up by kind of release, by PLD."""
+    events = _worst_events(study, silos) if study.private else ()
+    counts = [event for event in events if event in study.closing_events()]
+    training = [event for event in events if event not in counts]
+    parts, before, so_far = [], 0.0, list[Event]()
+    for name, some in (("model updates", training), ("metric counts", counts)):
+        if some:
+            so_far += some
+            after = epsilon(so_far, study.file.privacy.delta)
+            parts.append({"name": name, **part_of_total(before, after)})
+            before = after
+    return parts
+
+
 def _epsilon(study: Study, events: Sequence[Event]) -> float:
     return epsilon(events, study.file.privacy.delta, accountant=study.file.privacy.accountant)
-
-
-def odds(value: float) -> float:
-    """Return the probability to which an observer's 50:50 belief about one unit can rise, e^eps / (1 + e^eps), rounded
-    up to 4 decimals."""
-    return round_up(1.0 / (1.0 + math.exp(-value)) if math.isfinite(value) else 1.0)
 
 
 def _number(value: float) -> float | None:

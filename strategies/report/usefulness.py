@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.report.template import metric, plain
+from strategies.report.numbers import metric, plain
 
 Facts = Mapping[str, Any]
 
@@ -54,10 +55,18 @@ def utility(facts: Facts) -> dict[str, Any]:
     compared = "" if baselines(facts) else " There is no baseline to compare with in this report."
     return {
         "rows": rows,
-        "text": _source(facts),
+        "text": f"{_source(facts)} {_interval(facts)}",
         "caption": f"The model after the last finished round.{compared}",
         "columns": [("This run", ""), *((label, note) for label, note, _ in others)],
     }
+
+
+def _interval(facts: Facts) -> str:
+    """The interval of the accuracy, where the number of test records may be said."""
+    found = facts.get("accuracy_interval")
+    if not found:
+        return "No interval is given: the number of records behind these values is not public."
+    return f"95 % interval of the accuracy, for that many records: {metric(found[0])} to {metric(found[1])}."
 
 
 def _source(facts: Facts) -> str:
@@ -86,6 +95,17 @@ def _of_counts(counts: Facts) -> str:
         "has charged, and the metrics are those of the sum; the noise of each summed count has the standard deviation "
         f"{plain(counts['deviation'])}. {binned}A metric that the noise drowns is left out."
     )
+
+
+def interval(share: float, records: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of so many records (Wilson 1927), rounded outwards to 4 decimals."""
+    z = 1.959964
+    middle, wide = (
+        share + z * z / (2 * records),
+        z * math.sqrt(share * (1 - share) / records + (z / (2 * records)) ** 2),
+    )
+    low, high = ((middle + sign * wide) / (1 + z * z / records) for sign in (-1, 1))
+    return max(0.0, math.floor(low * 1e4) / 1e4), min(1.0, math.ceil(high * 1e4) / 1e4)
 
 
 def group_tables(facts: Facts) -> list[dict[str, Any]]:

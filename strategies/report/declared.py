@@ -1,0 +1,55 @@
+"""The sentences that both reports must say (PRIVACY fields 3, 9, 11, 12, 14): who is trusted, what is not covered, what
+would void the claim. They are facts of this version of the program, so they stand in the JSON too."""
+
+from __future__ import annotations
+
+VOID = (
+    "The silo runs other code than this version, or a changed one: clipping, noise and sampling are then not what is "
+    "accounted.",
+    "The operating system's random numbers can be predicted, or the memory of the silo's process can be read.",
+    "Records of one unit carry several identifiers, so that one person is several units.",
+    "The same records are used outside this ledger: under another ledger, by other software, or for results that were "
+    "published otherwise.",
+    "The ledger does not verify, or was rolled back and restored without all that was released.",
+)
+SUPPORT = (
+    "This page supports a data-protection impact assessment (GDPR Art. 35) and an expert's determination (45 CFR "
+    "164.514(b)(1)); it replaces neither. Deleting a person's record does not take back what was released."
+)
+TUNING = (
+    "Choices made with the help of these records are covered only where they were runs in this ledger: every run "
+    "is charged, also those whose model was thrown away, so a search over settings is the sum of its runs. "
+    "Looking at the "
+    "records by other means (features, bounds, early stopping by eye) is not accounted."
+)
+AUDIT = {
+    "status": "not run",
+    "reason": "this version has no audit of the running mechanism; what it guarantees rests on the accounting "
+    "and on the "
+    "tests of the code",
+}
+FLOATING_POINT = (
+    "sums and noise lie on a grid of 2^-20 clip norms, so low bits give nothing away (Mironov 2012); for the distance "
+    "that rounding can add, 2^-10 clip norms in the sum and sqrt(d) 2^-20 clip norms on the grid (d parameters), the "
+    "noise is that much wider, and no epsilon is lowered for it"
+)
+NOISE = (
+    "AES-256-CTR keyed by the operating system, Gaussian by Box and Muller in float64; on a GPU Philox-4x32-10 "
+    "with a new "
+    "64-bit key from the operating system for each step; no seed of a file or message reaches it"
+)
+AT_ORDER = "a Rényi filter of one fixed order: it stays valid when later studies depend on earlier results"
+BY_PLAN = "preregistered: the whole plan was named at registration, and releases are taken from it and nothing else"
+
+
+def trust(*, masked: bool, private: bool) -> list[tuple[str, str]]:
+    """Return who sees what, and who is trusted for what."""
+    noise = "each silo adds all of its noise itself, before anything leaves" if private else "there is no noise"
+    seen = "a sum over silos" if masked else "each silo's update by itself"
+    return [
+        ("Setting", f"local: {noise}; the guarantee needs no trust in the server"),
+        ("The silo is trusted", "with its records, its keys, and to run this code"),
+        ("The server sees", f"{seen}; it is trusted for usefulness, not for privacy"),
+        ("Other silos see", "the model after each round, which is made of what the server sees"),
+        ("The public sees", "the final model and this page, if they are published; no more than the server"),
+    ]
