@@ -34,6 +34,7 @@ from strategies.privacy.events import Event
 from strategies.proof.chain import Chain, ChainError, Pins
 from strategies.proof.entries import Entry, events_value, public_hex, read, root_value, sign, spent_value
 from strategies.proof.heads import Head, Receipt, SignedHead, sign_head
+from strategies.statement import Statement
 
 __all__ = ["Balance", "Durability", "Entry", "Ledger", "Place"]
 _MOST_DELTA = 1e-5
@@ -204,6 +205,8 @@ class Ledger:
 
     def policy(self, sha256: str) -> None:
         """Record which policy is in force from now on; nothing when it is the same."""
+        if self._book.view().policy == sha256:
+            return
         with self._book.writing() as chain:
             if chain.policy != sha256:
                 self._book.append(chain, "policy", {}, policy=sha256)
@@ -235,6 +238,16 @@ class Ledger:
         chain = self._book.view()
         self._book.require_usable()
         return sign_head(chain.head(), self._book.key(chain))
+
+    def signed(self, statement: Statement) -> str:
+        """Return a statement of this ledger with its signature.
+
+        Raises:
+            LedgerError: the ledger is frozen: it signs nothing.
+        """
+        chain = self._book.view()
+        self._book.require_usable()
+        return statement.signed(self._book.key(chain))
 
     def witness(self, receipts: Sequence[Receipt]) -> int:
         """Compare the ledger with heads that others have kept, and keep the receipts; return its position.
@@ -317,6 +330,17 @@ class Ledger:
     def open_reserves(self) -> tuple[tuple[str, int], ...]:
         """Return runs and rounds that are reserved, and neither released nor given up; they are spent."""
         return self._book.view().open_rounds()
+
+    def span(self, run: str) -> tuple[int, int]:
+        """Return the first and the last position of a run's entries; zeros when it has none."""
+        rounds = self._book.view().rounds
+        seqs = [seq for (own, _), steps in rounds.items() if own == run for seq in steps.values()]
+        return (min(seqs), max(seqs)) if seqs else (0, 0)
+
+    @property
+    def policy_in_force(self) -> str:
+        """SHA-256 of the policy that the last entry cites, or ""."""
+        return self._book.view().policy
 
     def entry(self, *, run: str, round: int, kind: str) -> Entry | None:
         """Return one entry of a round, if it is there."""

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -26,13 +26,15 @@ from client.training.device import device_of, prepared
 from client.training.evaluation import evaluate
 from client.training.local import Plan
 from client.training.local import train as train_locally
+from client.training.second_opinion import require_agreement
 from strategies import wire
 from strategies.base import Aux, Contribution
 from strategies.counts import CountLayout
-from strategies.errors import ProtocolError, Refusal, RefusalCode
+from strategies.errors import AccountingError, ProtocolError, Refusal, RefusalCode
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest
 from strategies.privacy.accountant import epsilon
+from strategies.privacy.events import merge
 from strategies.spec import Registries
 from strategies.statement import BudgetStatement, Statement
 from strategies.study import Study
@@ -96,6 +98,7 @@ def join(invite: wire.Invite, study: Study, silo: Silo) -> wire.Accept:
     silo.budget()  # the policy must name one
     with silo.ledger() as ledger:
         ledger.require_usable()
+        ledger.policy(silo.policy_digest())
         balance = ledger.balance(root)
     if not balance.fits(study.total_events()):
         fitting = balance.rounds_that_fit(study.round_events(), rounds, study.closing_events())
@@ -150,6 +153,7 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
         stored = _stored(silo, ledger, manifest.run, request.round)
         if stored is not None:
             return wire.unpack(stored, (wire.Update,))
+        ledger.policy(silo.policy_digest())
         ledger.reserve(
             data_root=root,
             run=manifest.run,
@@ -263,10 +267,10 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
     load_weights(module, weights)
     seen = evaluate(module, read_records(silo, study).held_out, shape, study)
     silo.log(logging.INFO, f"run {manifest.run[:8]}: final model has {_shown(seen.metrics)}")
-    statement = _statement(study, silo, manifest.run)
+    reply = _farewell(study, silo, manifest)
     if not counted:
-        return wire.Farewell(silo=silo.name, statement=statement)
-    reply = wire.Farewell(silo=silo.name, statement=statement, counts=_of_length(seen.counts, study))
+        return reply
+    reply = replace(reply, counts=_of_length(seen.counts, study))
     _release(silo, manifest.run, last, reply)
     return reply
 
@@ -289,29 +293,57 @@ def _may_count(study: Study, silo: Silo, ledger: Ledger, manifest: Manifest, las
     return True
 
 
-def _statement(study: Study, silo: Silo, run: str) -> str:
-    root, delta = silo.root()[0], study.file.privacy.delta
+def _farewell(study: Study, silo: Silo, manifest: Manifest) -> wire.Farewell:
+    """Return what the silo states of the run and the lines of its ledger that prove it; no counts yet."""
     with silo.ledger() as ledger:
-        here, balance = ledger.spent(root, run=run), ledger.balance(root)
-    spent = balance.spent if not math.isinf(balance.epsilon) else math.inf
+        ledger.policy(silo.policy_digest())
+        account = _statement(study, silo, manifest, ledger)
+        lines = ledger.export()
+        try:
+            require_agreement(account.events, account.delta)
+            require_agreement(account.to_date, account.budget.delta)
+            text = ledger.signed(account)
+        except AccountingError as error:
+            silo.log(logging.ERROR, f"the statement of run {manifest.run[:8]} is not signed: {error}")
+            text = ""
+    known = next((n for n, line in enumerate(lines, 1) if hashlib.sha256(line).hexdigest() == account.hash), 0)
+    return wire.Farewell(
+        silo=silo.name, statement=text, ledger=b"".join(line + b"\n" for line in lines[:known]).decode()
+    )
+
+
+def _statement(study: Study, silo: Silo, manifest: Manifest, ledger: Ledger) -> Statement:
+    root, privacy = silo.root()[0], study.file.privacy
+    head, (first, last) = ledger.head().head, ledger.span(manifest.run)
+    here, balance = merge(ledger.spent(root, run=manifest.run)), ledger.balance(root)
     return Statement(
         silo=silo.name,
-        run=run,
+        run=manifest.run,
         study=study.digest,
-        unit=study.unit,
+        manifest=manifest.digest(),
+        ledger_id=head.ledger_id,
+        seq=head.seq,
+        hash=head.hash,
+        first=first,
+        last=last,
+        data_root=root,
+        unit=balance.root.unit,
         neighbouring="add-or-remove-one",
-        delta=delta,
-        accountant=study.file.privacy.accountant,
-        epsilon=_finite(epsilon(here, delta, accountant=study.file.privacy.accountant)),
+        delta=privacy.delta,
+        accountant=privacy.accountant,
+        epsilon=_finite(epsilon(here, privacy.delta, accountant=privacy.accountant)),
+        events=here,
+        to_date=balance.events,
         budget=BudgetStatement(
             epsilon=_finite(balance.epsilon),
             delta=balance.root.delta,
             gate=balance.root.gate,
             order=balance.root.order,
-            spent=_finite(spent),
+            spent=_finite(balance.spent if math.isfinite(balance.epsilon) else math.inf),
         ),
+        policy=ledger.policy_in_force,
         durability=silo.settings.ledger.durability,
-    ).to_json()
+    )
 
 
 # --- shared -------------------------------------------------------------------------------------------------

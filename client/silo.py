@@ -8,6 +8,7 @@ never by what a server sends.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -132,6 +133,10 @@ class Silo:
         if name not in self.policy.budget:
             raise SettingError(f"{self.folder / 'policy.toml'} has no [budget.{name}]; give the data root a budget")
         return self.policy.budget[name].budget()
+
+    def policy_digest(self) -> str:
+        """Return the SHA-256 of `policy.toml` as it stands, which the ledger's entries cite."""
+        return hashlib.sha256((self.folder / "policy.toml").read_bytes()).hexdigest()
 
     def place(self) -> Place:
         """Return where the ledger lies and how it is kept."""

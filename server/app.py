@@ -20,6 +20,7 @@ from client.models.base import MODELS, Shape, build, layout_of, load_weights, pr
 from client.models.weights import read_weights
 from server import rounds
 from server.folder import RunFolder
+from server.identity import FOLDER, coordinator_key
 from server.rounds import Evaluate, Measured, Progress, Roster
 from strategies import metrics
 from strategies.counts import group_values
@@ -69,8 +70,10 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str) -> Path:
     layout = layout_of(module)
     initial = _initial_weights(study, weights_of(module), layout)
     evaluate = _evaluator(study, shape, Path(test)) if test else None
+    key = coordinator_key(out / FOLDER)
     roster = rounds.invite(grid, study, secrets.token_hex(16), layout)
-    folder = RunFolder.create(out, study)
+    folder = RunFolder.create(out, study, key)
+    folder.record_manifest(roster.manifest)
     log.info("run folder %s", folder.path, extra={"folder": folder.path})
     started = datetime.now(UTC)
     progress = Progress(state=study.strategy.start(initial))

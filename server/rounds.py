@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest, Member
 from strategies.privacy.accountant import epsilon
-from strategies.statement import Statement
+from strategies.statement import read_statement
 from strategies.study import Study
 
 log = logging.getLogger("fedsilo.server")
@@ -341,13 +341,14 @@ def close(
             if reply.counts.size:
                 counts[silo] = reply.counts
             try:
-                statement = Statement.from_json(reply.statement)
+                signed = read_statement(reply.statement)
             except ProtocolError as error:
                 log.warning("silo %s: %s", silo, error)
                 continue
-            if (statement.silo, statement.run, statement.study) == (silo, roster.manifest.run, study.digest):
-                statements[silo] = asdict(statement)
-                folder.record_statement(silo, statement)
+            stated = signed.statement
+            if (stated.silo, stated.run, stated.manifest) == (silo, roster.manifest.run, roster.manifest.digest()):
+                statements[silo] = stated.facts()
+                folder.record_statement(silo, reply.statement, reply.ledger)
     lines = _completed(study, progress.lines, counts, own=own)
     if lines and progress.closed:
         lines = (*lines[:-1], {**lines[-1], "epsilon": spent(study, progress.asked, progress.closed)})

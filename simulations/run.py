@@ -17,6 +17,7 @@ from client.data.records import Part
 from client.round import read_records
 from client.silo import Silo
 from server.folder import RunFolder
+from server.identity import FOLDER, coordinator_key
 from simulations.engines import inline
 from simulations.silos import complete, make_silos, pooled, what_fits
 from simulations.sources import read_dataset
@@ -131,4 +132,4 @@ def _run_apps(study: Study, silos: list[Path], out: Path, test: str) -> RunFolde
         dropout=simulation.dropout,
         seed=study.file.study.seed,
     )
-    return RunFolder(path=Path(str(state.config_records["run"]["folder"])))
+    return RunFolder(path=Path(str(state.config_records["run"]["folder"])), key=coordinator_key(out / FOLDER))

@@ -115,7 +115,8 @@ class Farewell:
     """The silo's own account of the run, a function of public settings, and the counts of the final model."""
 
     silo: str = _public()
-    statement: str = _public()  # canonical JSON
+    statement: str = _public()  # canonical JSON, signed by the ledger's key; empty when nothing could be signed
+    ledger: str = _public()  # the ledger's lines up to there, which hold settings, releases and hashes alone
     counts: Vector = _counts()
 
 

@@ -40,6 +40,7 @@ from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, R
 from strategies.manifest import CODE_VERSION, Manifest, Member
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.budget import Budget
+from strategies.statement import read_statement
 from strategies.study import Study, override
 
 TEXT = """[study]
@@ -136,10 +137,14 @@ def test_a_run_from_invitation_to_farewell(silo: Silo) -> None:
         (kind, r) for r, kind in ((1, "reserve"), (1, "release"), (1, "commit"), (2, "reserve"), (2, "release"))
     ]
     assert first.update.shape == (5,) and not np.array_equal(first.update, second.update)
-    statement = json.loads(local_round.close(closing(), STUDY, silo).statement)
+    goodbye = local_round.close(closing(), STUDY, silo)
+    statement = read_statement(goodbye.statement).statement
     assert kinds(silo)[-1] == ("commit", 2)
-    assert statement["epsilon"] == epsilon(STUDY.round_events() * 2, 1e-5) and statement["silo"] == "silo-1"
-    assert statement["budget"]["spent"] == silo.budget().spent(STUDY.round_events() * 2)
+    assert statement.epsilon == epsilon(STUDY.round_events() * 2, 1e-5) and statement.silo == "silo-1"
+    assert statement.budget.spent == silo.budget().spent(STUDY.round_events() * 2)
+    with silo.ledger() as ledger:
+        assert [line.decode() for line in ledger.export()] == goodbye.ledger.splitlines()
+        assert (statement.hash, statement.policy) == (ledger.head().head.hash, silo.policy_digest())
 
 
 def test_the_reservation_stands_before_a_record_is_read(silo: Silo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,7 +443,11 @@ def test_counts_are_charged_and_the_end_is_a_round_of_its_own(counting: Silo) ->
         entry = ledger.entry(run=RUN, round=4, kind="release")
     assert spent == NOISY.round_events() + NOISY.closing_events() and len(spent) == 3
     assert entry and entry.body == {"sha256": hashlib.sha256(wire.pack(goodbye)).hexdigest()}
-    assert json.loads(goodbye.statement)["epsilon"] == epsilon(spent, 1e-5) > epsilon(STUDY.round_events(), 1e-5)
+    assert (
+        read_statement(goodbye.statement).statement.epsilon
+        == epsilon(spent, 1e-5)
+        > epsilon(STUDY.round_events(), 1e-5)
+    )
 
 
 def test_a_second_close_is_the_same_bytes_whatever_model_it_brings(counting: Silo) -> None:
@@ -475,14 +484,14 @@ def test_closing_counts_are_reserved_before_a_record_is_read_and_durable_before_
     assert steps == [[("reserve", 4)], True] and kinds(counting) == [("reserve", 4)]
     lost = farewell(counting)  # the reservation stays spent, and nothing is released for it any more
     assert lost.counts.size == 0 and kinds(counting) == [("reserve", 4)]
-    assert json.loads(lost.statement)["epsilon"] == epsilon(NOISY.closing_events(), 1e-5)
+    assert read_statement(lost.statement).statement.epsilon == epsilon(NOISY.closing_events(), 1e-5)
 
 
 def test_closing_counts_that_do_not_fit_any_more_do_not_leave(counting: Silo) -> None:
     budget = counting.policy.budget["records"].model_copy(update={"epsilon": 0.01})
     poor = replace(counting, policy=counting.policy.model_copy(update={"budget": {"records": budget}}))
     goodbye = farewell(poor)
-    assert goodbye.counts.size == 0 and kinds(poor) == [] and json.loads(goodbye.statement)["epsilon"] == 0
+    assert goodbye.counts.size == 0 and kinds(poor) == [] and read_statement(goodbye.statement).statement.epsilon == 0
     assert "no counts of the final model leave" in log_of(poor)
 
 
@@ -761,5 +770,6 @@ def test_over_a_whole_run_what_left_is_what_the_ledger_released(silos: list[Silo
             *["Update.silo", "Update.round", "Update.update", "Update.counts"] * 3,
             "Farewell.silo",
             "Farewell.statement",
+            "Farewell.ledger",
             "Farewell.counts",
         ]

@@ -432,7 +432,7 @@ def test_a_study_beyond_every_budget_is_refused_with_exit_code_3(tmp_path: Path)
     with pytest.raises(Refusal, match=r"0 silos joined and .* \(4 refused: budget\)") as refused:
         run(tmp_path)
     assert (refused.value.code, refused.value.exit_code) == (RefusalCode.BUDGET, 3)
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").glob("served-*"))
 
 
 def test_an_interrupted_run_leaves_its_finished_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,7 +447,7 @@ def test_an_interrupted_run_leaves_its_finished_rounds(tmp_path: Path, monkeypat
     monkeypatch.setattr(InlineGrid, "push_messages", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
-    (folder,) = (tmp_path / "runs").iterdir()
+    (folder,) = (tmp_path / "runs").glob("served-*")
     assert [line["round"] for line in lines_of(folder)] == [1, 2]
     assert checkpoint.load(folder / "checkpoint")[0].round == 2
     report = RunFolder(path=folder).report()
@@ -535,7 +535,7 @@ def test_the_end_is_charged_before_it_is_asked_for_and_completes_the_last_line(t
     charged = rounds.charge_closing(COUNTING, roster, before)
     assert charged.closed == ("a", "b") and rounds.charge_closing(STUDY, roster, before).closed == ()
     vector = np.array([30, 10, 10, 50], np.float32)
-    grid = FakeGrid({1: says(wire.Farewell(silo="a", statement="no statement", counts=vector)), 2: silent})
+    grid = FakeGrid({1: says(wire.Farewell(silo="a", statement="no statement", ledger="", counts=vector)), 2: silent})
     statements, after = rounds.close(grid, COUNTING, roster, charged, folder, own=False)
     assert statements == {} and after.lines[0]["metrics"] == {"accuracy": pytest.approx(0.8)}
     events = {name: COUNTING.round_events() * count + COUNTING.closing_events() for name, count in before.asked.items()}

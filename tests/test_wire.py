@@ -50,7 +50,7 @@ SAMPLES = (
         broadcast={"c": np.ones(2, np.float32), "a": np.zeros(0, np.float32)},
     ),
     wire.Update(silo="s", round=1, update=np.float32([1, -2]), counts=np.float32([0.5])),
-    wire.Farewell(silo="s", statement="{}"),
+    wire.Farewell(silo="s", statement="{}", ledger=""),
     wire.Accept(silo="s", weight=1.5),
     wire.Refused(code="budget"),
 )
@@ -177,7 +177,7 @@ def test_bytes_written_by_hand_are_read() -> None:
         ),
         crafted("Update", '{"silo": "s", "round": 1, "update": [1.0]}'),
         crafted("Update", '{"silo": "s", "round": 1}', b"\0" * 4, update=tensor("F32", [1], 0, 4)),
-        crafted("Farewell", '{"silo": "s", "statement": "{}"}'),
+        crafted("Farewell", '{"silo": "s", "statement": "{}", "ledger": ""}'),
         crafted("Update", '{"silo": "s", "round": 1}'),
         wire.pack(SAMPLES[0]) + b"\0",
     ],

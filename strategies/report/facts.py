@@ -174,7 +174,8 @@ _WHAT_TRAVELS = {
     "Update.update": "model update of the round, clipped and noised before it was used",
     "Update.counts": "metric counts of the model that the silo received, on its held-out records, noised",
     "Farewell.silo": "name of the silo",
-    "Farewell.statement": "what the silo's own ledger says was spent",
+    "Farewell.statement": "what the silo's own ledger says was spent, signed",
+    "Farewell.ledger": "the lines of the silo's ledger up to there: settings, what was released and when, and hashes",
     "Farewell.counts": "metric counts of the final model, on its held-out records, noised",
     "Refused.code": "whether the silo refused, and one word of a fixed list why ('data' depends on its records)",
 }
