@@ -27,6 +27,7 @@ from client.training.evaluation import evaluate
 from client.training.local import Plan
 from client.training.local import train as train_locally
 from client.training.second_opinion import require_agreement
+from client.witness import NO_RECEIPTS, Evidence, countersign, read_evidence, require_newest
 from strategies import wire
 from strategies.base import Aux, Contribution
 from strategies.counts import CountLayout
@@ -54,6 +55,8 @@ class Job:
         weights: as received.
         aux: the strategy's vectors.
         records: the silo's records.
+        head: where the ledger stands with the reservation, signed.
+        countersigned: the silo's signatures on the heads of the others.
     """
 
     silo: Silo
@@ -63,6 +66,8 @@ class Job:
     weights: Vector
     aux: Aux
     records: Records
+    head: str
+    countersigned: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +104,7 @@ def join(invite: wire.Invite, study: Study, silo: Silo) -> wire.Accept:
     with silo.ledger() as ledger:
         ledger.require_usable()
         ledger.policy(silo.policy_digest())
-        balance = ledger.balance(root)
+        balance, head = ledger.balance(root), ledger.head()
     if not balance.fits(study.total_events()):
         fitting = balance.rounds_that_fit(study.round_events(), rounds, study.closing_events())
         raise Refusal(
@@ -112,7 +117,7 @@ def join(invite: wire.Invite, study: Study, silo: Silo) -> wire.Accept:
     for note in (*records.notes, *_warnings(records, study)):
         silo.log(logging.WARNING, note)
     weight = silo.settings.weight if study.file.strategy.weights == "declared" else 1.0
-    return wire.Accept(silo=silo.name, weight=weight)
+    return wire.Accept(silo=silo.name, weight=weight, head=head.to_bytes().decode())
 
 
 def _warnings(records: Records, study: Study) -> list[str]:
@@ -145,9 +150,11 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
     layout = model_layout(study)
     weights = layout.check(request.weights, "the model")
     broadcast = {name: layout.check(vector, name) for name, vector in request.broadcast.items()}
+    evidence = read_evidence(request.heads, request.receipts, manifest, request.round)
     state = silo.state(manifest.run)
     root = silo.root()[0]
     with silo.ledger() as ledger:
+        require_newest(evidence, manifest, silo, ledger, request.received)
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
         stored = _stored(silo, ledger, manifest.run, request.round)
@@ -160,7 +167,10 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
             round=request.round,
             events=study.round_events(),
             manifest=manifest.digest(),
+            receipts=evidence.receipts,
         )
+        head = ledger.head().to_bytes().decode()
+        countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
     home = {name: torch.from_numpy(array) for name, array in state.home().items()}
     aux = Aux(broadcast={name: torch.from_numpy(np.array(v)) for name, v in broadcast.items()}, home=home)
     return Job(
@@ -171,6 +181,8 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
         weights=weights,
         aux=aux,
         records=read_records(silo, study),
+        head=head,
+        countersigned=countersigned,
     )
 
 
@@ -207,6 +219,8 @@ def finish(job: Job, result: Result) -> wire.Update:
     reply = wire.Update(
         silo=job.silo.name,
         round=job.round,
+        head=job.head,
+        countersigned=job.countersigned,
         update=model_layout(job.study).check(vector, "the update"),
         counts=_of_length(result.counts, job.study),
     )
@@ -239,6 +253,20 @@ def _release(silo: Silo, run: str, round: int, reply: wire.Reply) -> None:
         ledger.release(data_root=silo.root()[0], run=run, round=round, sha256=hashlib.sha256(payload).hexdigest())
 
 
+def attest(request: wire.Attest, study: Study, silo: Silo) -> wire.Attested:
+    """Countersign the heads of the other silos, for a coordinator that lacks a peer's receipt.
+
+    Raises:
+        ProtocolError, LedgerError: the request is not this run's, or this silo's ledger signs nothing.
+    """
+    manifest = _agreed(request.manifest, study, silo)
+    evidence = read_evidence(request.heads, NO_RECEIPTS, manifest, None)
+    with silo.ledger() as ledger:
+        head = ledger.head().to_bytes().decode()
+        countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
+    return wire.Attested(silo=silo.name, head=head, countersigned=countersigned)
+
+
 # --- the end ------------------------------------------------------------------------------------------------
 
 
@@ -255,19 +283,21 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
     manifest = _agreed(request.manifest, study, silo)
     weights = model_layout(study).check(request.weights, "the model")
     last = study.file.study.rounds + 1
+    evidence = read_evidence(request.heads, request.receipts, manifest, last)
     with silo.ledger() as ledger:
+        require_newest(evidence, manifest, silo, ledger, request.received)
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
         stored = _stored(silo, ledger, manifest.run, last)
         if stored is not None:
             return wire.unpack(stored, (wire.Farewell,))
-        counted = _may_count(study, silo, ledger, manifest, last)
+        counted = _may_count(study, silo, ledger, manifest, evidence)
     shape = Shape.of_study(study)
     module = build(study.model, shape, study.file.study.seed)
     load_weights(module, weights)
     seen = evaluate(module, read_records(silo, study).held_out, shape, study)
     silo.log(logging.INFO, f"run {manifest.run[:8]}: final model has {_shown(seen.metrics)}")
-    reply = _farewell(study, silo, manifest)
+    reply = _farewell(study, silo, manifest, evidence)
     if not counted:
         return reply
     reply = replace(reply, counts=_of_length(seen.counts, study))
@@ -275,7 +305,7 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
     return reply
 
 
-def _may_count(study: Study, silo: Silo, ledger: Ledger, manifest: Manifest, last: int) -> bool:
+def _may_count(study: Study, silo: Silo, ledger: Ledger, manifest: Manifest, evidence: Evidence) -> bool:
     """Reserve the closing counts, if the study has some; return whether they may leave."""
     if not study.closing_events():
         return False
@@ -283,9 +313,10 @@ def _may_count(study: Study, silo: Silo, ledger: Ledger, manifest: Manifest, las
         ledger.reserve(
             data_root=silo.root()[0],
             run=manifest.run,
-            round=last,
+            round=evidence.list.round,
             events=study.closing_events(),
             manifest=manifest.digest(),
+            receipts=evidence.receipts,
         )
     except Refusal as refusal:
         silo.log(logging.WARNING, f"no counts of the final model leave: {refusal}")
@@ -293,12 +324,13 @@ def _may_count(study: Study, silo: Silo, ledger: Ledger, manifest: Manifest, las
     return True
 
 
-def _farewell(study: Study, silo: Silo, manifest: Manifest) -> wire.Farewell:
+def _farewell(study: Study, silo: Silo, manifest: Manifest, evidence: Evidence) -> wire.Farewell:
     """Return what the silo states of the run and the lines of its ledger that prove it; no counts yet."""
     with silo.ledger() as ledger:
         ledger.policy(silo.policy_digest())
         account = _statement(study, silo, manifest, ledger)
-        lines = ledger.export()
+        lines, head = ledger.export(), ledger.head().to_bytes().decode()
+        countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
         try:
             require_agreement(account.events, account.delta)
             require_agreement(account.to_date, account.budget.delta)
@@ -308,7 +340,11 @@ def _farewell(study: Study, silo: Silo, manifest: Manifest) -> wire.Farewell:
             text = ""
     known = next((n for n, line in enumerate(lines, 1) if hashlib.sha256(line).hexdigest() == account.hash), 0)
     return wire.Farewell(
-        silo=silo.name, statement=text, ledger=b"".join(line + b"\n" for line in lines[:known]).decode()
+        silo=silo.name,
+        head=head,
+        countersigned=countersigned,
+        statement=text,
+        ledger=b"".join(line + b"\n" for line in lines[:known]).decode(),
     )
 
 

@@ -22,6 +22,7 @@ from server import rounds
 from server.folder import RunFolder
 from server.identity import FOLDER, coordinator_key
 from server.rounds import Evaluate, Measured, Progress, Roster
+from server.witness import Witness
 from strategies import metrics
 from strategies.counts import group_values
 from strategies.errors import SettingError
@@ -71,7 +72,7 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str) -> Path:
     initial = _initial_weights(study, weights_of(module), layout)
     evaluate = _evaluator(study, shape, Path(test)) if test else None
     key = coordinator_key(out / FOLDER)
-    roster = rounds.invite(grid, study, secrets.token_hex(16), layout)
+    roster = rounds.invite(grid, study, secrets.token_hex(16), layout, Witness(key, out / FOLDER))
     folder = RunFolder.create(out, study, key)
     folder.record_manifest(roster.manifest)
     log.info("run folder %s", folder.path, extra={"folder": folder.path})
@@ -83,6 +84,7 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str) -> Path:
         while len(progress.lines) < study.file.study.rounds:
             chosen, progress = rounds.choose(study, roster, progress)
             progress = rounds.run_round(grid, study, roster, chosen, progress, evaluate)
+            folder.record_receipts(roster.witness.take())
             folder.record_round(progress.lines, progress.state, roster.manifest, layout)
             line = progress.lines[-1]
             log.info("round %d of %d", line["round"], study.file.study.rounds, extra={"line": line})
@@ -91,6 +93,9 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str) -> Path:
         folder.record_lines(progress.lines)
         status = "complete"
     finally:
+        folder.record_receipts(roster.witness.take())
+        for silo, proof in roster.witness.proofs.items():
+            folder.record_equivocation(silo, proof)
         folder.record_report(_facts(study, roster, progress, statements, status, started))
     return folder.path
 

@@ -21,6 +21,7 @@ from strategies.base import State
 from strategies.errors import RunError
 from strategies.layout import Layout
 from strategies.manifest import Manifest
+from strategies.proof.heads import Equivocation, Receipt
 from strategies.proof.seal import NAME, seal
 from strategies.report.page import render
 from strategies.study import Study
@@ -79,6 +80,15 @@ class RunFolder:
         """Keep what a silo states of the run, and the lines of its ledger that prove it."""
         checkpoint.write_whole(self.path / "statements" / f"{silo}.json", statement.encode())
         checkpoint.write_whole(self.path / "statements" / f"{silo}.ledger.jsonl", ledger.encode())
+
+    def record_receipts(self, receipts: Sequence[Receipt]) -> None:
+        """Append receipts of silos' heads."""
+        with (self.path / "receipts.jsonl").open("ab") as file:
+            file.write(b"".join(receipt.to_bytes() + b"\n" for receipt in receipts))
+
+    def record_equivocation(self, silo: str, proof: Equivocation) -> None:
+        """Keep the proof that a silo's ledger is kept twice."""
+        checkpoint.write_whole(self.path / f"equivocation-{silo}.json", proof.to_bytes())
 
     def record_report(self, facts: Mapping[str, Any]) -> None:
         """Write both forms of the report, and seal the folder."""

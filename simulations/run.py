@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from client.data.records import Part
+from client.keys import read_pin
 from client.round import read_records
 from client.silo import Silo
 from server.folder import RunFolder
@@ -22,6 +23,8 @@ from simulations.engines import inline
 from simulations.silos import complete, make_silos, pooled, what_fits
 from simulations.sources import read_dataset
 from strategies.errors import NotBuiltError, Refusal, RefusalCode
+from strategies.proof.canonical import dump
+from strategies.proof.entries import public_hex
 from strategies.study import Study
 
 log = logging.getLogger("fedsilo.simulate")
@@ -94,7 +97,19 @@ def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_b
         log.info("baselines")
         facts["baselines"] = asdict(baselines(study, parts, test))
     folder.record_report(facts)
+    _write_pins(silos, out)
     return Outcome(folder=folder.path, facts=facts, silos=silos, seconds=time.monotonic() - began)
+
+
+def _write_pins(silos: list[Path], out: Path) -> None:
+    """Write whose keys count beside the silos, as a roster says it in a deployment."""
+    pins = [read_pin(silo / "keys") for silo in silos]
+    names = ("ledger_id", "ledger_key", "dpo_key")
+    value = {
+        "coordinator": public_hex(coordinator_key(out / FOLDER)),
+        "silos": [{name: getattr(pin, name) for name in names} for pin in pins],
+    }
+    (silos[0].parent / "pins.json").write_bytes(dump(value))
 
 
 def _records(study: Study, silos: list[Path]) -> tuple[list[Part], Part]:
