@@ -2,8 +2,8 @@
 
 Every request to train brings the coordinator's signed list of last heads and, of this silo's own head, the
 coordinator's receipt and one of a peer. A ledger that lacks the line of a receipt was rolled back or copied: it
-freezes, before a record is read. A list that is older than what this ledger has acknowledged, or (after the first round)
-no receipt of a peer as new as the list before, is refused: nobody could tell then whether this ledger is the newest.
+freezes, before a record is read. A list that is older than what this ledger has acknowledged, or (after the first
+round) no receipt of a peer as new as the list before, is refused: then this ledger may not be the newest.
 
 Limits: a coordinator and all peers together can keep an old head from a silo; the first round of a run has the
 coordinator's word alone.
