@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,7 @@ def test_the_readmes_commands_run(folder: Path, command: str) -> None:
         short = Study.parse(STUDY.replace("rounds = 20", "rounds = 1"), REGISTRIES)
         done_before = simulate(short, folder, out=folder / "runs", with_baselines=False)
         done_before.folder.rename(folder / "runs" / "my-run")
+        shutil.copy(done_before.silos[0].parent / "pins.json", folder / "runs" / "silos" / "my-pins.json")
     executable = Path(sys.executable).parent / words[0]
     done = subprocess.run(
         [str(executable), *words[1:]], cwd=folder, capture_output=True, text=True, timeout=120, check=False
