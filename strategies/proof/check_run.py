@@ -18,7 +18,7 @@ from strategies.manifest import Manifest
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.dataroot import covers
 from strategies.privacy.events import Event, from_json, merge
-from strategies.proof.check_heads import check_receipts
+from strategies.proof.check_heads import check_equivocation, check_receipts
 from strategies.proof.check_ledger import check_ledger, check_statement, compare_statement
 from strategies.proof.entries import read, read_events
 from strategies.proof.findings import ABSOLUTE, RELATIVE, Findings, Ledger
@@ -76,6 +76,8 @@ def check_run(folder: str, files: Mapping[str, bytes], trust: Trust, found: Find
     found.checked.append(f"{folder}: run {manifest.run}, {len(files)} files, signed by coordinator {sealed.key[:12]}")
     _statements(run, trust, found)
     _report(run, found)
+    for name in (name for name in files if name.startswith("equivocation-")):
+        check_equivocation(run.name(name), files[name], found)
     ours = [name for name in files if name in _READ or name.startswith(("statements/", "equivocation-"))]
     rest = sorted(set(files) - set(ours))
     if rest:
