@@ -19,11 +19,11 @@ from client import round as local_round
 from client.round import REGISTRIES
 from client.silo import Silo, folder_of
 from strategies import wire
-from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, RefusalCode, StudyError
+from strategies.errors import DataError, FedsiloError, LedgerError, ProtocolError, Refusal, RefusalCode, StudyError
 from strategies.manifest import Manifest
 from strategies.study import Study
 
-Request = TypeVar("Request", wire.Invite, wire.Train, wire.Close)
+Request = TypeVar("Request", wire.Invite, wire.Train, wire.Close, wire.Attest)
 
 app = ClientApp()
 
@@ -38,6 +38,12 @@ def invite(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train one round."""
     return _answer(message, context, wire.Train, _train)
+
+
+@app.query("attest")
+def attest(message: Message, context: Context) -> Message:
+    """Countersign the heads of the others."""
+    return _answer(message, context, wire.Attest, local_round.attest)
 
 
 @app.evaluate()
@@ -97,6 +103,7 @@ def _code(error: FedsiloError) -> RefusalCode:
         (StudyError, RefusalCode.STUDY),
         (DataError, RefusalCode.DATA),
         (ProtocolError, RefusalCode.PROTOCOL),
+        (LedgerError, RefusalCode.LEDGER),
     ):
         if isinstance(error, kind):
             return code

@@ -28,12 +28,13 @@ from client.filesystem import HEAD_ROOM_BYTES
 from client.keys import fingerprint_key, write_pin
 from client.ledger_book import Book, Place, next_entry
 from client.ledger_file import Durability, LedgerFile
-from strategies.errors import LedgerError, Refusal, RefusalCode, SettingError
+from strategies.errors import LedgerError, ProtocolError, Refusal, RefusalCode, SettingError
 from strategies.privacy.dataroot import DataRoot, lacking
 from strategies.privacy.events import Event
 from strategies.proof.chain import Chain, ChainError, Pins
 from strategies.proof.entries import Entry, events_value, public_hex, read, root_value, sign, spent_value
-from strategies.proof.heads import Head, Receipt, SignedHead, sign_head
+from strategies.proof.heads import Head, Receipt, SignedHead, countersign, sign_head
+from strategies.statement import Statement
 
 __all__ = ["Balance", "Durability", "Entry", "Ledger", "Place"]
 _MOST_DELTA = 1e-5
@@ -238,6 +239,34 @@ class Ledger:
         self._book.require_usable()
         return sign_head(chain.head(), self._book.key(chain))
 
+    def signed(self, statement: Statement) -> str:
+        """Return a statement of this ledger with its signature.
+
+        Raises:
+            LedgerError: the ledger is frozen: it signs nothing.
+        """
+        chain = self._book.view()
+        self._book.require_usable()
+        return statement.signed(self._book.key(chain))
+
+    def countersign(self, head: SignedHead) -> str:
+        """Return the ledger key's signature, as a witness, on the head of another silo's ledger."""
+        return countersign(head, self._book.key(self._book.view())).signature
+
+    def compare(self, receipts: Sequence[Receipt]) -> None:
+        """Return when this ledger has every line that witnesses have seen of it.
+
+        Raises:
+            LedgerError: it lacks one: it is frozen now.
+            VerificationError: a receipt is none of this ledger's.
+        """
+        self._book.require_usable()
+        chain = self._book.view()
+        for receipt in receipts:
+            chain.check_receipt(receipt)
+        if any(chain.is_stray(receipt.head.head) for receipt in receipts):
+            self.witness(receipts)
+
     def witness(self, receipts: Sequence[Receipt]) -> int:
         """Compare the ledger with heads that others have kept, and keep the receipts; return its position.
 
@@ -319,6 +348,37 @@ class Ledger:
     def open_reserves(self) -> tuple[tuple[str, int], ...]:
         """Return runs and rounds that are reserved, and neither released nor given up; they are spent."""
         return self._book.view().open_rounds()
+
+    def span(self, run: str) -> tuple[int, int]:
+        """Return the first and the last position of a run's entries; zeros when it has none."""
+        rounds = self._book.view().rounds
+        seqs = [seq for (own, _), steps in rounds.items() if own == run for seq in steps.values()]
+        return (min(seqs), max(seqs)) if seqs else (0, 0)
+
+    def acknowledged(self, *, run: str, round: int, received: int) -> int:
+        """Return the least position that a coordinator must know of before a round: what it has acknowledged.
+
+        Args:
+            run: identity of the run.
+            round: about to be reserved.
+            received: last round whose reply the coordinator says it has; 0 for none.
+
+        Raises:
+            ProtocolError: it says that it has a reply that this ledger never reserved, or less than it said before.
+        """
+        rounds = self._book.view().rounds
+        before = next((n for n in range(round - 1, 0, -1) if "commit" in rounds.get((run, n), {})), 0)
+        if received < before or (received and (run, received) not in rounds):
+            raise ProtocolError(f"the server says that it has the reply of round {received}; this ledger knows better")
+        return rounds[run, received]["reserve"] if received else 0
+
+    def witnessed(self, *, run: str, round: int, witness: str) -> int:
+        """Return the position that a witness's receipt in the run's last reservation shows; 0 for none."""
+        rounds = self._book.view().rounds
+        last = next((rounds[run, n]["reserve"] for n in range(round - 1, 0, -1) if (run, n) in rounds), None)
+        line = self._book.line(last) if last is not None else None
+        receipts = read(line).entry.body["receipts"] if line is not None else []
+        return max((value["head"]["head"]["seq"] for value in receipts if value["witness"] == witness), default=0)
 
     def entry(self, *, run: str, round: int, kind: str) -> Entry | None:
         """Return one entry of a round, if it is there."""

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -27,13 +27,16 @@ from client.training.device import device_of, prepared
 from client.training.evaluation import evaluate
 from client.training.local import Plan
 from client.training.local import train as train_locally
+from client.training.second_opinion import require_agreement
+from client.witness import NO_RECEIPTS, Evidence, countersign, read_evidence, require_newest
 from strategies import wire
 from strategies.base import Aux, Contribution
 from strategies.counts import CountLayout
-from strategies.errors import ProtocolError, Refusal, RefusalCode
+from strategies.errors import AccountingError, ProtocolError, Refusal, RefusalCode
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest
 from strategies.privacy.accountant import epsilon
+from strategies.privacy.events import merge
 from strategies.spec import Registries
 from strategies.statement import BudgetStatement, Statement
 from strategies.study import Study
@@ -53,6 +56,8 @@ class Job:
         weights: as received.
         aux: the strategy's vectors.
         records: the silo's records.
+        head: where the ledger stands with the reservation, signed.
+        countersigned: the silo's signatures on the heads of the others.
     """
 
     silo: Silo
@@ -62,6 +67,8 @@ class Job:
     weights: Vector
     aux: Aux
     records: Records
+    head: str
+    countersigned: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +103,8 @@ def join(invite: wire.Invite, study: Study, silo: Silo) -> wire.Accept:
     root = silo.root()[0]
     with silo.ledger() as ledger:
         ledger.require_usable()
-        balance = ledger.balance(root)
+        ledger.policy(silo.policy.sha256)
+        balance, head = ledger.balance(root), ledger.head()
     whole = balance.admission(study)
     if not whole.fits:
         raise Refusal(RefusalCode.BUDGET, whole.sentence(f"at silo {silo.name}"))
@@ -104,7 +112,7 @@ def join(invite: wire.Invite, study: Study, silo: Silo) -> wire.Accept:
     for note in (*records.notes, *_warnings(records, study)):
         silo.log(logging.WARNING, note)
     weight = silo.settings.weight if study.file.strategy.weights == "declared" else 1.0
-    return wire.Accept(silo=silo.name, weight=weight)
+    return wire.Accept(silo=silo.name, weight=weight, head=head.to_bytes().decode())
 
 
 def _warnings(records: Records, study: Study) -> list[str]:
@@ -137,9 +145,11 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
     layout = model_layout(study)
     weights = layout.check(request.weights, "the model")
     broadcast = {name: layout.check(vector, name) for name, vector in request.broadcast.items()}
+    evidence = read_evidence(request.heads, request.receipts, manifest, request.round)
     state = silo.state(manifest.run)
     root = silo.root()[0]
     with silo.ledger() as ledger:
+        require_newest(evidence, manifest, silo, ledger, request.received)
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
         stored = _stored(silo, ledger, manifest.run, request.round)
@@ -152,7 +162,10 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
             round=request.round,
             events=study.round_events(),
             manifest=manifest.digest(),
+            receipts=evidence.receipts,
         )
+        head = ledger.head().to_bytes().decode()
+        countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
     home = {name: torch.from_numpy(array) for name, array in state.home().items()}
     aux = Aux(broadcast={name: torch.from_numpy(np.array(v)) for name, v in broadcast.items()}, home=home)
     return Job(
@@ -163,6 +176,8 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
         weights=weights,
         aux=aux,
         records=read_records(silo, study),
+        head=head,
+        countersigned=countersigned,
     )
 
 
@@ -197,6 +212,8 @@ def finish(job: Job, result: Result) -> wire.Update:
     reply = wire.Update(
         silo=job.silo.name,
         round=job.round,
+        head=job.head,
+        countersigned=job.countersigned,
         update=model_layout(job.study).check(vector, "the update"),
         counts=_of_length(result.counts, job.study),
     )
@@ -229,6 +246,20 @@ def _release(silo: Silo, run: str, round: int, reply: wire.Reply) -> None:
         ledger.release(data_root=silo.root()[0], run=run, round=round, sha256=hashlib.sha256(payload).hexdigest())
 
 
+def attest(request: wire.Attest, study: Study, silo: Silo) -> wire.Attested:
+    """Countersign the heads of the other silos, for a coordinator that lacks a peer's receipt.
+
+    Raises:
+        ProtocolError, LedgerError: the request is not this run's, or this silo's ledger signs nothing.
+    """
+    manifest = _agreed(request.manifest, study, silo)
+    evidence = read_evidence(request.heads, NO_RECEIPTS, manifest, None)
+    with silo.ledger() as ledger:
+        head = ledger.head().to_bytes().decode()
+        countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
+    return wire.Attested(silo=silo.name, head=head, countersigned=countersigned)
+
+
 # --- the end ------------------------------------------------------------------------------------------------
 
 
@@ -245,27 +276,29 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
     manifest = _agreed(request.manifest, study, silo)
     weights = model_layout(study).check(request.weights, "the model")
     last = study.file.study.rounds + 1
+    evidence = read_evidence(request.heads, request.receipts, manifest, last)
     with silo.ledger() as ledger:
+        require_newest(evidence, manifest, silo, ledger, request.received)
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
         stored = _stored(silo, ledger, manifest.run, last)
         if stored is not None:
             return wire.unpack(stored, (wire.Farewell,))
-        counted = _may_count(study, silo, ledger, manifest, last)
+        counted = _may_count(study, silo, ledger, manifest, evidence)
     shape = Shape.of_study(study)
     module = build(study.model, shape, study.file.study.seed)
     load_weights(module, weights)
     seen = evaluate(module, read_records(silo, study).held_out, shape, study)
     silo.log(logging.INFO, f"run {manifest.run[:8]}: final model has {_shown(seen.metrics)}")
-    statement = _statement(study, silo, manifest.run)
+    reply = _farewell(study, silo, manifest, evidence)
     if not counted:
-        return wire.Farewell(silo=silo.name, statement=statement)
-    reply = wire.Farewell(silo=silo.name, statement=statement, counts=_of_length(seen.counts, study))
+        return reply
+    reply = replace(reply, counts=_of_length(seen.counts, study))
     _release(silo, manifest.run, last, reply)
     return reply
 
 
-def _may_count(study: Study, silo: Silo, ledger: Ledger, manifest: Manifest, last: int) -> bool:
+def _may_count(study: Study, silo: Silo, ledger: Ledger, manifest: Manifest, evidence: Evidence) -> bool:
     """Reserve the closing counts, if the study has some; return whether they may leave."""
     if not study.closing_events():
         return False
@@ -274,9 +307,10 @@ def _may_count(study: Study, silo: Silo, ledger: Ledger, manifest: Manifest, las
         ledger.reserve(
             data_root=silo.root()[0],
             run=manifest.run,
-            round=last,
+            round=evidence.list.round,
             events=study.closing_events(),
             manifest=manifest.digest(),
+            receipts=evidence.receipts,
         )
     except Refusal as refusal:
         silo.log(logging.WARNING, f"no counts of the final model leave: {refusal}")
@@ -284,29 +318,62 @@ def _may_count(study: Study, silo: Silo, ledger: Ledger, manifest: Manifest, las
     return True
 
 
-def _statement(study: Study, silo: Silo, run: str) -> str:
-    root, delta = silo.root()[0], study.file.privacy.delta
+def _farewell(study: Study, silo: Silo, manifest: Manifest, evidence: Evidence) -> wire.Farewell:
+    """Return what the silo states of the run and the lines of its ledger that prove it; no counts yet."""
     with silo.ledger() as ledger:
-        here, balance = ledger.spent(root, run=run), ledger.balance(root)
-    spent = balance.spent if not math.isinf(balance.epsilon) else math.inf
+        ledger.policy(silo.policy.sha256)
+        account = _statement(study, silo, manifest, ledger)
+        lines, head = ledger.export(), ledger.head().to_bytes().decode()
+        countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
+        try:
+            require_agreement(account.events, account.delta)
+            require_agreement(account.to_date, account.budget.delta)
+            text = ledger.signed(account)
+        except AccountingError as error:
+            silo.log(logging.ERROR, f"the statement of run {manifest.run[:8]} is not signed: {error}")
+            text = ""
+    known = next((n for n, line in enumerate(lines, 1) if hashlib.sha256(line).hexdigest() == account.hash), 0)
+    return wire.Farewell(
+        silo=silo.name,
+        head=head,
+        countersigned=countersigned,
+        statement=text,
+        ledger=b"".join(line + b"\n" for line in lines[:known]).decode(),
+    )
+
+
+def _statement(study: Study, silo: Silo, manifest: Manifest, ledger: Ledger) -> Statement:
+    root, privacy = silo.root()[0], study.file.privacy
+    head, (first, last) = ledger.head().head, ledger.span(manifest.run)
+    here, balance = merge(ledger.spent(root, run=manifest.run)), ledger.balance(root)
     return Statement(
         silo=silo.name,
-        run=run,
+        run=manifest.run,
         study=study.digest,
-        unit=study.unit,
+        manifest=manifest.digest(),
+        ledger_id=head.ledger_id,
+        seq=head.seq,
+        hash=head.hash,
+        first=first,
+        last=last,
+        data_root=root,
+        unit=balance.root.unit,
         neighbouring="add-or-remove-one",
-        delta=delta,
-        accountant=study.file.privacy.accountant,
-        epsilon=_finite(epsilon(here, delta, accountant=study.file.privacy.accountant)),
+        delta=privacy.delta,
+        accountant=privacy.accountant,
+        epsilon=_finite(epsilon(here, privacy.delta, accountant=privacy.accountant)),
+        events=here,
+        to_date=balance.events,
         budget=BudgetStatement(
             epsilon=_finite(balance.epsilon),
             delta=balance.root.delta,
             gate=balance.root.gate,
             order=balance.root.order,
-            spent=_finite(spent),
+            spent=_finite(balance.spent if math.isfinite(balance.epsilon) else math.inf),
         ),
+        policy=ledger.policy_in_force,
         durability=silo.settings.ledger.durability,
-    ).to_json()
+    )
 
 
 # --- shared -------------------------------------------------------------------------------------------------

@@ -201,6 +201,18 @@ class RunState:
             if path != self._reply_path(round):
                 path.unlink()
 
+    def heads(self) -> str:
+        """Return the last list of heads that was countersigned, or an empty text."""
+        path = self.folder / "heads.json"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def keep_heads(self, text: str) -> None:
+        """Store a list of heads; it need not survive a loss of power."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / "heads.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(self.folder / "heads.json")
+
     def home(self) -> dict[str, Vector]:
         """Return the strategy's arrays of the last round."""
         path = self.folder / "home.safetensors"

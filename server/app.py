@@ -21,7 +21,9 @@ from client.models.base import MODELS, Shape, build, layout_of, load_weights, pr
 from client.models.weights import read_weights
 from server import rounds
 from server.folder import RunFolder
+from server.identity import FOLDER, coordinator_key
 from server.rounds import Evaluate, Measured, Progress, Roster
+from server.witness import Witness
 from strategies import metrics
 from strategies.counts import group_values
 from strategies.errors import SettingError
@@ -72,8 +74,10 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = Tr
     layout = layout_of(module)
     initial = _initial_weights(study, weights_of(module), layout)
     evaluate = _evaluator(study, shape, Path(test)) if test else None
-    roster = rounds.invite(grid, study, secrets.token_hex(16), layout)
-    folder = RunFolder.create(out, study)
+    key = coordinator_key(out / FOLDER)
+    roster = rounds.invite(grid, study, secrets.token_hex(16), layout, Witness(key, out / FOLDER))
+    folder = RunFolder.create(out, study, key)
+    folder.record_manifest(roster.manifest)
     log.info("run folder %s", folder.path, extra={"folder": folder.path})
     started = datetime.now(UTC)
     progress = Progress(state=study.strategy.start(initial))
@@ -83,6 +87,7 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = Tr
         while len(progress.lines) < study.file.study.rounds:
             chosen, progress = rounds.choose(study, roster, progress)
             progress = rounds.run_round(grid, study, roster, chosen, progress, evaluate)
+            folder.record_receipts(roster.witness.take())
             folder.record_round(progress.lines, progress.state, roster.manifest, layout)
             line = progress.lines[-1]
             log.info("round %d of %d", line["round"], study.file.study.rounds, extra={"line": line})
@@ -91,6 +96,9 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = Tr
         folder.record_lines(progress.lines)
         status = "complete"
     finally:
+        folder.record_receipts(roster.witness.take())
+        for silo, proof in roster.witness.proofs.items():
+            folder.record_equivocation(silo, proof)
         facts = _facts(study, roster, progress, statements, status, started)
         facts["run"] |= {"model_in": _sha256(initial), "model_out": _sha256(progress.state.weights)}
         folder.record_report(facts, page=page or status != "complete")

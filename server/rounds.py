@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 
 from server import cohort
 from server.folder import RunFolder
+from server.witness import Witness
 from strategies import wire
 from strategies.base import PerSiloStrategy, State, SumStrategy
 from strategies.counted import groups_of, metrics_of, resolution_of
@@ -28,7 +29,7 @@ from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest, Member
 from strategies.privacy.accountant import epsilon
-from strategies.statement import Statement
+from strategies.statement import read_statement
 from strategies.study import Study
 
 log = logging.getLogger("fedsilo.server")
@@ -59,11 +60,17 @@ class Roster:
         manifest: what they agreed on.
         nodes: Flower's node by silo name.
         refusals: refusal code by node that did not join, `silent` for no answer.
+        witness: what the coordinator has seen of their ledgers.
     """
 
     manifest: Manifest
     nodes: Mapping[str, int]
     refusals: Mapping[int, str]
+    witness: Witness = field(default_factory=Witness)
+
+    def member(self, silo: str) -> Member:
+        """Return what was agreed on of a silo."""
+        return next(member for member in self.manifest.roster if member.silo == silo)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +94,20 @@ class Progress:
     closed: tuple[str, ...] = ()
 
 
-def invite(grid: Grid, study: Study, run: str, layout: Layout) -> Roster:
+def invite(grid: Grid, study: Study, run: str, layout: Layout, witness: Witness | None = None) -> Roster:
     """Ask every node whether its silo takes part.
 
     Raises:
         Refusal: fewer silos than the study needs, at least one of them for policy or budget.
         RunError: fewer silos than the study needs, for other reasons.
     """
-    limits = study.file.cohort
+    limits, witness = study.file.cohort, witness or Witness()
     nodes = cohort.wait_for_nodes(grid, limits.min_silos, limits.round_timeout_s)
     request = wire.Invite(run=run, study=study.digest, code=CODE_VERSION, layout=layout.digest())
     answers = cohort.ask(grid, dict.fromkeys(nodes, request), group="invite", timeout_s=limits.round_timeout_s)
     refusals = {node: reply.code for node, reply in answers.replies.items() if isinstance(reply, wire.Refused)}
     refusals |= dict.fromkeys(answers.silent, "silent")
-    accepted: dict[str, tuple[int, float]] = {}
+    accepted: dict[str, tuple[int, Member]] = {}
     for node, reply in answers.replies.items():
         if isinstance(reply, wire.Accept):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", reply.silo):  # it becomes a file's name
@@ -109,12 +116,29 @@ def invite(grid: Grid, study: Study, run: str, layout: Layout) -> Roster:
                 raise RunError(f"two nodes call themselves silo '{reply.silo}'; names must be distinct")
             if not (math.isfinite(reply.weight) and reply.weight > 0):
                 raise ProtocolError(f"silo '{reply.silo}' declares the weight {reply.weight}; it must be positive")
-            accepted[reply.silo] = (node, reply.weight)
-    members = tuple(Member(silo=silo, weight=accepted[silo][1]) for silo in sorted(accepted))
+            try:
+                head = witness.welcome(reply.silo, reply.head)
+            except ProtocolError as error:
+                log.warning("%s", error)
+                refusals[node] = RefusalCode.LEDGER if reply.silo in witness.proofs else RefusalCode.PROTOCOL
+                continue
+            if any(head.head.ledger_id == member.ledger_id for _, member in accepted.values()):
+                raise RunError(f"silo '{reply.silo}' keeps the ledger of another silo; each silo has its own")
+            member = Member(silo=reply.silo, weight=reply.weight, ledger_id=head.head.ledger_id, ledger_key=head.key)
+            accepted[reply.silo] = (node, member)
+    members = tuple(accepted[silo][1] for silo in sorted(accepted))
     if len(members) < limits.min_silos:
         _too_few(len(members), limits.min_silos, refusals)
-    manifest = Manifest(run=run, study=study.digest, code=CODE_VERSION, layout=layout.digest(), roster=members)
-    return Roster(manifest=manifest, nodes={silo: node for silo, (node, _) in accepted.items()}, refusals=refusals)
+    manifest = Manifest(
+        run=run,
+        study=study.digest,
+        code=CODE_VERSION,
+        layout=layout.digest(),
+        roster=members,
+        coordinator=witness.public,
+    )
+    nodes_of = {silo: node for silo, (node, _) in accepted.items()}
+    return Roster(manifest=manifest, nodes=nodes_of, refusals=refusals, witness=witness)
 
 
 def _too_few(joined: int, needed: int, refusals: Mapping[int, str]) -> None:
@@ -172,9 +196,13 @@ def run_round(
     began = time.monotonic()
     number = len(progress.lines) + 1
     limits = study.file.cohort
-    requests = {roster.nodes[silo]: _train_request(silo, number, study, roster, progress) for silo in chosen}
+    if number > 1:
+        _attest(grid, study, roster, chosen, number)
+    heads = roster.witness.list_of(roster.manifest, number)
+    requests = {roster.nodes[silo]: _train_request(silo, number, heads, study, roster, progress) for silo in chosen}
     answers = cohort.ask(grid, requests, group=str(number), timeout_s=limits.round_timeout_s)
-    updates, refused = _sort(answers, {roster.nodes[silo]: silo for silo in chosen}, number, progress.state)
+    silo_of = {roster.nodes[silo]: silo for silo in chosen}
+    updates, refused = _sort(_heard(answers, silo_of, roster, heads), silo_of, number, progress.state)
     trained_s = time.monotonic() - began
     enough = len(updates) >= limits.min_silos
     vectors = {silo: reply.update for silo, reply in updates.items()}
@@ -245,12 +273,49 @@ def _completed(
     return (*lines[:-1], {**lines[-1], **found})
 
 
-def _train_request(silo: str, number: int, study: Study, roster: Roster, progress: Progress) -> wire.Train:
+def _attest(grid: Grid, study: Study, roster: Roster, chosen: Collection[str], number: int) -> None:
+    """Ask all silos to countersign the last heads, where one of `chosen` would lack a peer's receipt.
+
+    Replies to training bring them by themselves; only where those of all peers were lost is this asked for.
+    """
+    if len(roster.nodes) == 1 or not roster.witness.lacking(chosen):
+        return
+    heads = roster.witness.list_of(roster.manifest, number)
+    request = wire.Attest(manifest=roster.manifest.to_json(), heads=heads)
+    silo_of = {node: silo for silo, node in roster.nodes.items()}
+    timeout_s = study.file.cohort.round_timeout_s
+    answers = cohort.ask(grid, dict.fromkeys(silo_of, request), group=f"attest {number}", timeout_s=timeout_s)
+    attested = {node: reply for node, reply in answers.replies.items() if isinstance(reply, wire.Attested)}
+    _heard(replace(answers, replies=attested), silo_of, roster, heads)
+
+
+def _heard(answers: cohort.Answers, silo_of: Mapping[int, str], roster: Roster, heads: str) -> cohort.Answers:
+    """Keep the heads of all replies; return the answers without those whose head does not hold.
+
+    A reply that proves two ledgers under one name counts as a refusal of the silo's ledger.
+    """
+    sound: dict[int, wire.Reply] = {}
+    for node, reply in sorted(answers.replies.items()):
+        silo = silo_of[node]
+        if not isinstance(reply, wire.Update | wire.Farewell | wire.Attested):
+            sound[node] = reply
+        elif reply.silo == silo:
+            try:
+                honest = roster.witness.hear(roster.member(silo), reply.head, reply.countersigned, heads)
+                sound[node] = reply if honest else wire.Refused(code=RefusalCode.LEDGER)
+            except ProtocolError as error:
+                log.warning("%s", error)
+    return replace(answers, replies=sound)
+
+
+def _train_request(silo: str, number: int, heads: str, study: Study, roster: Roster, progress: Progress) -> wire.Train:
     broadcast = {name: np.asarray(vector) for name, vector in study.strategy.down(progress.state).items()}
     return wire.Train(
         manifest=roster.manifest.to_json(),
         round=number,
         received=progress.received.get(silo, 0),
+        heads=heads,
+        receipts=roster.witness.receipts_of(roster.member(silo), heads),
         weights=progress.state.weights,
         broadcast=broadcast,
     )
@@ -326,13 +391,21 @@ def close(
         folder: where the statements go.
         own: whether the coordinator has metrics of its own.
     """
+    last = study.file.study.rounds + 1
+    _attest(grid, study, roster, roster.nodes, last)
+    heads = roster.witness.list_of(roster.manifest, last)
     requests = {
         node: wire.Close(
-            manifest=roster.manifest.to_json(), received=progress.received.get(silo, 0), weights=progress.state.weights
+            manifest=roster.manifest.to_json(),
+            received=progress.received.get(silo, 0),
+            heads=heads,
+            receipts=roster.witness.receipts_of(roster.member(silo), heads),
+            weights=progress.state.weights,
         )
         for silo, node in roster.nodes.items()
     }
     answers = cohort.ask(grid, requests, group="close", timeout_s=study.file.cohort.round_timeout_s)
+    answers = _heard(answers, {node: silo for silo, node in roster.nodes.items()}, roster, heads)
     statements: dict[str, Any] = {}
     counts: dict[str, Vector] = {}
     for silo, node in sorted(roster.nodes.items()):
@@ -341,13 +414,14 @@ def close(
             if reply.counts.size:
                 counts[silo] = reply.counts
             try:
-                statement = Statement.from_json(reply.statement)
+                signed = read_statement(reply.statement)
             except ProtocolError as error:
                 log.warning("silo %s: %s", silo, error)
                 continue
-            if (statement.silo, statement.run, statement.study) == (silo, roster.manifest.run, study.digest):
-                statements[silo] = asdict(statement)
-                folder.record_statement(silo, statement)
+            stated = signed.statement
+            if (stated.silo, stated.run, stated.manifest) == (silo, roster.manifest.run, roster.manifest.digest()):
+                statements[silo] = stated.facts()
+                folder.record_statement(silo, reply.statement, reply.ledger)
     lines = _completed(study, progress.lines, counts, own=own)
     if lines and progress.closed:
         lines = (*lines[:-1], {**lines[-1], "epsilon": spent(study, progress.asked, progress.closed)})

@@ -14,13 +14,17 @@ import safetensors.torch
 import torch
 
 from client.data.records import Part
+from client.keys import read_pin
 from client.round import read_records
 from client.silo import Silo
 from server.folder import RunFolder
+from server.identity import FOLDER, coordinator_key
 from simulations.engines import inline
 from simulations.silos import complete, make_silos, pooled, why_refused
 from simulations.sources import read_dataset
 from strategies.errors import NotBuiltError, Refusal
+from strategies.proof.canonical import dump
+from strategies.proof.entries import public_hex
 from strategies.report.usefulness import interval
 from strategies.study import Study
 
@@ -94,7 +98,19 @@ def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_b
         log.info("baselines")
         facts["baselines"] = asdict(baselines(study, parts, test))
     folder.record_report(facts)
+    _write_pins(silos, out)
     return Outcome(folder=folder.path, facts=facts, silos=silos, seconds=time.monotonic() - began)
+
+
+def _write_pins(silos: list[Path], out: Path) -> None:
+    """Write whose keys count beside the silos, as a roster says it in a deployment."""
+    pins = [read_pin(silo / "keys") for silo in silos]
+    names = ("ledger_id", "ledger_key", "dpo_key")
+    value = {
+        "coordinator": public_hex(coordinator_key(out / FOLDER)),
+        "silos": [{name: getattr(pin, name) for name in names} for pin in pins],
+    }
+    (silos[0].parent / "pins.json").write_bytes(dump(value))
 
 
 def _records(study: Study, silos: list[Path]) -> tuple[list[Part], Part]:
@@ -133,4 +149,4 @@ def _run_apps(study: Study, silos: list[Path], out: Path, test: str) -> RunFolde
         dropout=simulation.dropout,
         seed=study.file.study.seed,
     )
-    return RunFolder(path=Path(str(state.config_records["run"]["folder"])))
+    return RunFolder(path=Path(str(state.config_records["run"]["folder"])), key=coordinator_key(out / FOLDER))

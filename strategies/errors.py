@@ -67,6 +67,7 @@ class RefusalCode(StrEnum):
     POLICY = "policy"  # the silo's policy does not allow this study
     APPROVAL = "approval"  # nobody at the silo has approved this study
     BUDGET = "budget"  # the study does not fit into what is left of the privacy budget
+    LEDGER = "ledger"  # the silo's ledger is frozen, damaged or cannot be written
     DATA = "data"  # the silo's records do not fit the study's schema, or cannot be read
     STUDY = "study"  # the study itself is not valid here, or is not the one that was agreed
     PROTOCOL = "protocol"  # the request does not follow the protocol (wrong run, round, layout, digest)

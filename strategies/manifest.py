@@ -18,10 +18,19 @@ CODE_VERSION = "0.1.0"
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One silo of the roster and its public weight in the average."""
+    """One silo of the roster.
+
+    Args:
+        silo: its name.
+        weight: public, in the average.
+        ledger_id: identity of its ledger, 64 hex digits; empty where no heads are kept.
+        ledger_key: the public key that signs its heads, statements and countersignatures; empty likewise.
+    """
 
     silo: str
     weight: float
+    ledger_id: str = ""
+    ledger_key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +43,7 @@ class Manifest:
         code: version of Fedsilo at the server.
         layout: digest of the model's layout.
         roster: the silos that joined, sorted by name.
+        coordinator: the public key that signs lists of heads, receipts and the run folder; empty where there is none.
     """
 
     run: str
@@ -41,6 +51,7 @@ class Manifest:
     code: str
     layout: str
     roster: tuple[Member, ...]
+    coordinator: str = ""
 
     def to_json(self) -> str:
         """Return the canonical text: sorted keys, no spaces."""
@@ -55,13 +66,21 @@ class Manifest:
         """
         try:
             values = json.loads(text)
-            roster = tuple(Member(silo=str(m["silo"]), weight=float(m["weight"])) for m in values.pop("roster"))
+            roster = tuple(
+                Member(
+                    silo=str(m["silo"]),
+                    weight=float(m["weight"]),
+                    ledger_id=str(m["ledger_id"]),
+                    ledger_key=str(m["ledger_key"]),
+                )
+                for m in values.pop("roster")
+            )
             manifest = cls(**values, roster=roster)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise ProtocolError("the run's manifest cannot be read") from None
         if manifest.to_json() != text:
             raise ProtocolError("the run's manifest is not in its canonical form")
-        texts = [manifest.run, manifest.study, manifest.code, manifest.layout]
+        texts = [manifest.run, manifest.study, manifest.code, manifest.layout, manifest.coordinator]
         names = [member.silo for member in roster]
         if not all(isinstance(text, str) for text in texts) or names != sorted(set(names)):
             raise ProtocolError("the run's manifest holds a value of the wrong type, or a roster that is not sorted")

@@ -76,6 +76,8 @@ class Train:
     manifest: str = _public()  # canonical JSON
     round: int = _public()  # from 1
     received: int = _public()  # last round whose update from this silo arrived; 0 for none
+    heads: str = _public()  # the coordinator's signed list of last heads of all silos
+    receipts: str = _public()  # of the asked silo's own head: the coordinator's and one of a peer
     weights: Vector = _public()
     broadcast: Mapping[str, Vector] = _public()
 
@@ -86,7 +88,17 @@ class Close:
 
     manifest: str = _public()
     received: int = _public()
+    heads: str = _public()
+    receipts: str = _public()
     weights: Vector = _public()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attest:
+    """Countersign the heads of the others: a peer's receipt is missing. Answered by `Attested` or `Refused`."""
+
+    manifest: str = _public()
+    heads: str = _public()
 
 
 # --- silo to server -----------------------------------------------------------------------------------------
@@ -98,6 +110,7 @@ class Accept:
 
     silo: str = _public()
     weight: float = _public()  # from the silo's own settings, never a count of records
+    head: str = _public()  # where the silo's ledger stands, signed: positions, hashes and what was released
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +119,8 @@ class Update:
 
     silo: str = _public()
     round: int = _public()
+    head: str = _public()
+    countersigned: str = _public()  # signatures on the heads of the others, by silo
     update: Vector = _marked(Seen.CLEAR, Protection.RELEASED)
     counts: Vector = _counts()
 
@@ -115,8 +130,20 @@ class Farewell:
     """The silo's own account of the run, a function of public settings, and the counts of the final model."""
 
     silo: str = _public()
-    statement: str = _public()  # canonical JSON
+    head: str = _public()
+    countersigned: str = _public()
+    statement: str = _public()  # canonical JSON, signed by the ledger's key; empty when nothing could be signed
+    ledger: str = _public()  # the ledger's lines up to there, which hold settings, releases and hashes alone
     counts: Vector = _counts()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attested:
+    """The silo's signatures on the heads of the others; nothing of its own records goes into them."""
+
+    silo: str = _public()
+    head: str = _public()
+    countersigned: str = _public()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +153,11 @@ class Refused:
     code: str = _marked(Seen.CLEAR, Protection.EXACT)
 
 
-Instruction = Invite | Train | Close
-Reply = Accept | Update | Farewell | Refused
-INSTRUCTIONS: tuple[type[Instruction], ...] = (Invite, Train, Close)
-REPLIES: tuple[type[Reply], ...] = (Accept, Update, Farewell, Refused)
-MESSAGE_TYPE = {Invite: "query.invite", Train: "train", Close: "evaluate"}
+Instruction = Invite | Train | Close | Attest
+Reply = Accept | Update | Farewell | Attested | Refused
+INSTRUCTIONS: tuple[type[Instruction], ...] = (Invite, Train, Close, Attest)
+REPLIES: tuple[type[Reply], ...] = (Accept, Update, Farewell, Attested, Refused)
+MESSAGE_TYPE = {Invite: "query.invite", Train: "train", Close: "evaluate", Attest: "query.attest"}
 
 M = TypeVar("M", bound=Instruction | Reply)
 

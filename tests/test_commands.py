@@ -179,7 +179,6 @@ def test_wrong_usage_exits_2(tmp_path: Path, run: Run, arguments: tuple[str, ...
         ("fedsilo-simulate", "audit bench"),
         ("fedsilo-server", "init enrol up run describe status stop resume report"),
         ("fedsilo-silo", "enrol up stop"),
-        ("fedsilo-verify", "check"),
     ],
 )
 def test_what_is_not_built_yet_says_so(tmp_path: Path, run: Run, command: str, subcommands: str) -> None:

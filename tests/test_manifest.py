@@ -20,7 +20,10 @@ rosters = st.dictionaries(texts, st.floats(1e-300, 1e300), max_size=4).map(
     lambda weights: tuple(Member(silo=silo, weight=weights[silo]) for silo in sorted(weights))
 )
 manifests = st.builds(Manifest, run=texts, study=texts, code=texts, layout=texts, roster=rosters)
-TEXT = '{"code":"c","layout":"l","roster":[{"silo":"a","weight":1.0},{"silo":"b","weight":2.5}],"run":"r","study":"s"}'
+TEXT = (
+    '{"code":"c","coordinator":"","layout":"l","roster":[{"ledger_id":"","ledger_key":"","silo":"a","weight":1.0},'
+    '{"ledger_id":"","ledger_key":"","silo":"b","weight":2.5}],"run":"r","study":"s"}'
+)
 SAMPLE = Manifest(
     run="r", study="s", code="c", layout="l", roster=(Member(silo="a", weight=1.0), Member(silo="b", weight=2.5))
 )

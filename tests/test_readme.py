@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,7 @@ def finished_run(folder: Path) -> None:
     short = Study.parse(STUDY.replace("rounds = 20", "rounds = 1"), REGISTRIES)
     outcome = simulate(short, folder, out=folder / "runs", with_baselines=False)
     outcome.folder.rename(folder / "runs" / "my-run")
+    shutil.copy(outcome.silos[0].parent / "pins.json", folder / "runs" / "silos" / "my-pins.json")
     outcome.silos[0].parent.rename(folder / "runs" / "silos" / "my-silos")
 
 

@@ -12,13 +12,15 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -28,7 +30,7 @@ from client import app as edge
 from client import round as local_round
 from client.ledger import Ledger
 from client.models.base import build, load_weights, predict, weights_of
-from client.round import Shape, finish, join, model_layout, prepare, train
+from client.round import Shape, finish, join, model_layout, train
 from client.silo import RunState, Silo
 from client.training.noise import SecretRandom
 from server.app import app as server_app
@@ -40,6 +42,10 @@ from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, R
 from strategies.manifest import CODE_VERSION, Manifest, Member
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.budget import Budget
+from strategies.proof.entries import public_hex
+from strategies.proof.heads import countersign
+from strategies.proof.lists import receipts_text, sign_list
+from strategies.statement import read_statement
 from strategies.study import Study, override
 
 TEXT = """[study]
@@ -91,6 +97,7 @@ def invite(study: Study = STUDY, /, **changes: Any) -> wire.Invite:
 
 
 def manifest(study: Study = STUDY, /, **changes: Any) -> str:
+    """What was agreed on; whose ledgers, keys and coordinator is filled in by `witnessed`."""
     members = tuple(Member(silo=f"silo-{number}", weight=1.0) for number in (1, 2, 3))
     agreed = Manifest(
         run=RUN, study=study.digest, code=CODE_VERSION, layout=model_layout(study).digest(), roster=members
@@ -98,9 +105,49 @@ def manifest(study: Study = STUDY, /, **changes: Any) -> str:
     return replace(agreed, **changes).to_json()
 
 
+COORDINATOR, PEER = (Ed25519PrivateKey.from_private_bytes(letter * 32) for letter in (b"c", b"p"))
+Sent = TypeVar("Sent", wire.Train, wire.Close)
+
+
+def witnessed(message: Sent, silo: Silo, *, peer: bool = True) -> Sent:
+    """The request as an honest coordinator sends it: with the silo's own last head, and receipts of it."""
+    try:
+        agreed = Manifest.from_json(message.manifest)
+    except ProtocolError:
+        return message
+    with silo.ledger() as ledger:
+        pins, head = ledger.pins, ledger.head()
+        there = ledger.entry(run=agreed.run, round=message.received, kind="release") is not None
+    known = {silo.name: (pins.ledger_id, head.key)}
+    other = "f" * 64, public_hex(PEER)
+    roster = tuple(
+        replace(m, ledger_id=known.get(m.silo, other)[0], ledger_key=known.get(m.silo, other)[1]) for m in agreed.roster
+    )
+    agreed = replace(agreed, roster=roster, coordinator=public_hex(COORDINATOR))
+    round = message.round if isinstance(message, wire.Train) else 4
+    receipts = (countersign(head, COORDINATOR), countersign(head, PEER))[: 1 + peer]
+    return replace(
+        message,
+        manifest=agreed.to_json(),
+        received=message.received if there else 0,
+        heads=sign_list(agreed.run, round, {silo.name: head}, COORDINATOR),
+        receipts=receipts_text(receipts),
+    )
+
+
+def prepare(message: wire.Train, study: Study, silo: Silo) -> local_round.Job | wire.Update:
+    return local_round.prepare(witnessed(message, silo), study, silo)
+
+
+def close(message: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
+    return local_round.close(witnessed(message, silo), study, silo)
+
+
 def request(round: int = 1, study: Study = STUDY, **changes: Any) -> wire.Train:
     weights = weights_of(build(study.model, Shape.of_study(study), 7))
-    whole = wire.Train(manifest=manifest(study), round=round, received=round - 1, weights=weights, broadcast={})
+    whole = wire.Train(
+        manifest=manifest(study), round=round, received=round - 1, heads="", receipts="", weights=weights, broadcast={}
+    )
     return replace(whole, **changes)
 
 
@@ -112,7 +159,9 @@ def trained(silo: Silo, message: wire.Train | None = None, study: Study = STUDY)
 
 
 def closing(**changes: Any) -> wire.Close:
-    return replace(wire.Close(manifest=manifest(), received=2, weights=request().weights), **changes)
+    return replace(
+        wire.Close(manifest=manifest(), received=2, heads="", receipts="", weights=request().weights), **changes
+    )
 
 
 def kinds(silo: Silo) -> list[tuple[str, int]]:
@@ -129,17 +178,21 @@ def log_of(silo: Silo) -> str:
 
 
 def test_a_run_from_invitation_to_farewell(silo: Silo) -> None:
-    assert join(invite(), STUDY, silo) == wire.Accept(silo="silo-1", weight=1.0)
+    assert join(invite(), STUDY, silo).silo == "silo-1"
     assert kinds(silo) == []
     first, second = trained(silo), trained(silo, request(2))
     assert kinds(silo) == [
         (kind, r) for r, kind in ((1, "reserve"), (1, "release"), (1, "commit"), (2, "reserve"), (2, "release"))
     ]
     assert first.update.shape == (5,) and not np.array_equal(first.update, second.update)
-    statement = json.loads(local_round.close(closing(), STUDY, silo).statement)
+    goodbye = close(closing(), STUDY, silo)
+    statement = read_statement(goodbye.statement).statement
     assert kinds(silo)[-1] == ("commit", 2)
-    assert statement["epsilon"] == epsilon(STUDY.round_events() * 2, 1e-5) and statement["silo"] == "silo-1"
-    assert statement["budget"]["spent"] == silo.budget().spent(STUDY.round_events() * 2)
+    assert statement.epsilon == epsilon(STUDY.round_events() * 2, 1e-5) and statement.silo == "silo-1"
+    assert statement.budget.spent == silo.budget().spent(STUDY.round_events() * 2)
+    with silo.ledger() as ledger:
+        assert [line.decode() for line in ledger.export()] == goodbye.ledger.splitlines()
+        assert (statement.hash, statement.policy) == (ledger.head().head.hash, silo.policy.sha256)
 
 
 def test_the_reservation_stands_before_a_record_is_read(silo: Silo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +324,7 @@ def test_a_run_keeps_the_manifest_that_it_began_with(changes: dict[str, Any], si
     with pytest.raises(ProtocolError, match="not the one that this run began with"):
         prepare(request(2, manifest=manifest(**changes)), STUDY, silo)
     with pytest.raises(ProtocolError, match="not the one that this run began with"):
-        local_round.close(closing(manifest=manifest(**changes)), STUDY, silo)
+        close(closing(manifest=manifest(**changes)), STUDY, silo)
     assert ("reserve", 2) not in kinds(silo)
 
 
@@ -309,7 +362,7 @@ def test_policy_holds_for_a_server_that_skips_the_invitation(limit: dict[str, An
     with pytest.raises(Refusal):
         prepare(request(), STUDY, strict)
     with pytest.raises(Refusal):
-        local_round.close(closing(), STUDY, strict)
+        close(closing(), STUDY, strict)
     assert kinds(silo) == []
 
 
@@ -372,7 +425,7 @@ def closing_counts(**changes: Any) -> wire.Close:
 
 
 def farewell(silo: Silo, **changes: Any) -> wire.Farewell:
-    return local_round.close(closing_counts(**changes), NOISY, silo)
+    return close(closing_counts(**changes), NOISY, silo)
 
 
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,7 +491,11 @@ def test_counts_are_charged_and_the_end_is_a_round_of_its_own(counting: Silo) ->
         entry = ledger.entry(run=RUN, round=4, kind="release")
     assert spent == NOISY.round_events() + NOISY.closing_events() and len(spent) == 3
     assert entry and entry.body == {"sha256": hashlib.sha256(wire.pack(goodbye)).hexdigest()}
-    assert json.loads(goodbye.statement)["epsilon"] == epsilon(spent, 1e-5) > epsilon(STUDY.round_events(), 1e-5)
+    assert (
+        read_statement(goodbye.statement).statement.epsilon
+        == epsilon(spent, 1e-5)
+        > epsilon(STUDY.round_events(), 1e-5)
+    )
 
 
 def test_a_second_close_is_the_same_bytes_whatever_model_it_brings(counting: Silo) -> None:
@@ -475,14 +532,14 @@ def test_closing_counts_are_reserved_before_a_record_is_read_and_durable_before_
     assert steps == [[("reserve", 4)], True] and kinds(counting) == [("reserve", 4)]
     lost = farewell(counting)  # the reservation stays spent, and nothing is released for it any more
     assert lost.counts.size == 0 and kinds(counting) == [("reserve", 4)]
-    assert json.loads(lost.statement)["epsilon"] == epsilon(NOISY.closing_events(), 1e-5)
+    assert read_statement(lost.statement).statement.epsilon == epsilon(NOISY.closing_events(), 1e-5)
 
 
 def test_closing_counts_that_do_not_fit_any_more_do_not_leave(counting: Silo) -> None:
     budget = counting.policy.budget["records"].model_copy(update={"epsilon": 0.01})
     poor = replace(counting, policy=counting.policy.model_copy(update={"budget": {"records": budget}}))
     goodbye = farewell(poor)
-    assert goodbye.counts.size == 0 and kinds(poor) == [] and json.loads(goodbye.statement)["epsilon"] == 0
+    assert goodbye.counts.size == 0 and kinds(poor) == [] and read_statement(goodbye.statement).statement.epsilon == 0
     assert "no counts of the final model leave" in log_of(poor)
 
 
@@ -545,12 +602,12 @@ def test_a_small_or_one_sided_silo_trains_and_only_its_log_says_so(
     keep: Callable[[pl.DataFrame], pl.DataFrame], sentences: list[str], silo: Silo
 ) -> None:
     keep(pl.read_parquet(silo.data_path())).write_parquet(silo.data_path())
-    assert join(invite(), STUDY, silo) == wire.Accept(silo="silo-1", weight=1.0)
+    assert join(invite(), STUDY, silo).silo == "silo-1"
     assert all("WARNING this silo" in log_of(silo) and sentence in log_of(silo) for sentence in sentences)
     reply = trained(silo)
     assert np.isfinite(reply.update).all() and np.count_nonzero(reply.update) == 5
     assert kinds(silo) == [("reserve", 1), ("release", 1)]
-    local_round.close(closing(received=1), STUDY, silo)
+    close(closing(received=1), STUDY, silo)
 
 
 def test_an_ordinary_silo_logs_no_warning(silo: Silo) -> None:
@@ -567,7 +624,7 @@ def test_a_model_that_overflows_on_a_held_out_record_is_no_refusal(silo: Silo) -
     with pytest.raises(RunError):
         predict(module, local_round.read_records(silo, STUDY).held_out.x, Shape.of_study(STUDY))
     assert isinstance(trained(silo, request(weights=huge)), wire.Update)
-    assert isinstance(local_round.close(closing(weights=huge, received=1), STUDY, silo), wire.Farewell)
+    assert isinstance(close(closing(weights=huge, received=1), STUDY, silo), wire.Farewell)
 
 
 STRATEGY_FILE = '''"""Counts its rounds at the silo."""
@@ -613,6 +670,10 @@ KINDS: dict[str, tuple[str, Callable[[], wire.Instruction]]] = {
 
 
 def ask(silo: Silo, kind: str, message: wire.Instruction, monkeypatch: pytest.MonkeyPatch, text: str = TEXT) -> Message:
+    """Send a message, with what the witnesses know where the silo's folder still says it."""
+    if isinstance(message, wire.Train | wire.Close):
+        with suppress(FedsiloError, OSError):
+            message = witnessed(message, silo)
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     monkeypatch.setenv("FEDSILO_SILO", str(silo.folder))
     context = Context(run_id=1, node_id=2, node_config={}, state=RecordDict(), run_config={"study": text})
@@ -637,7 +698,7 @@ def egress(silo: Silo) -> list[dict[str, Any]]:
 
 
 def test_the_app_walks_the_same_path(silo: Silo, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reply_of(ask(silo, "query.invite", invite(), monkeypatch)) == wire.Accept(silo="silo-1", weight=1.0)
+    assert reply_of(ask(silo, "query.invite", invite(), monkeypatch)).silo == "silo-1"
     first, again = (ask(silo, "train", request(), monkeypatch) for _ in range(2))
     payloads = [message.content.array_records["fedsilo"]["payload"].data for message in (first, again)]
     assert payloads[0] == payloads[1] == silo.state(RUN).reply(1)
@@ -685,20 +746,28 @@ def as_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil"), [("egress.jsonl", as_folder), ("logs", as_file), ("ledger.db", as_folder), ("state", as_file)]
+    ("name", "spoil", "code"),
+    [
+        ("egress.jsonl", as_folder, "internal"),
+        ("logs", as_file, "internal"),
+        ("ledger.db", as_folder, "ledger"),
+        ("state", as_file, "internal"),
+    ],
 )
 def test_a_broken_folder_gives_a_code_and_no_text(
     name: str,
     spoil: Callable[[Path], None],
+    code: str,
     silo: Silo,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Found: when the egress log or the silo's log could not be written, the exception with its path went to Flower,
     which sends it on; and the update had been computed but left without its egress line."""
+    message = witnessed(request(), silo)
     spoil(silo.folder / name)
-    answer = ask(silo, "train", request(), monkeypatch)
-    assert reply_of(answer) == wire.Refused(code="internal")
+    answer = ask(silo, "train", message, monkeypatch)
+    assert reply_of(answer) == wire.Refused(code=code)
     assert str(silo.folder).encode() not in bytes_of(answer)
 
 
@@ -758,8 +827,12 @@ def test_over_a_whole_run_what_left_is_what_the_ledger_released(silos: list[Silo
         assert [line["field"] for line in egress(silo)] == [
             "Accept.silo",
             "Accept.weight",
-            *["Update.silo", "Update.round", "Update.update", "Update.counts"] * 3,
+            "Accept.head",
+            *[f"Update.{name}" for name in ("silo", "round", "head", "countersigned", "update", "counts")] * 3,
             "Farewell.silo",
+            "Farewell.head",
+            "Farewell.countersigned",
             "Farewell.statement",
+            "Farewell.ledger",
             "Farewell.counts",
         ]

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -46,6 +47,8 @@ from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError, Set
 from strategies.layout import Layout
 from strategies.manifest import Manifest, Member
 from strategies.privacy.accountant import epsilon
+from strategies.proof.entries import public_hex
+from strategies.proof.heads import Head, sign_head
 from strategies.study import Study, override
 
 TEXT = """[study]
@@ -118,8 +121,24 @@ class FakeGrid(Grid):
         raise NotImplementedError
 
 
+KEYS = {
+    name: Ed25519PrivateKey.from_private_bytes(name.encode().ljust(32))
+    for name in ("a", "b", "c", "first", "second", "forged")
+}
+
+
+def head_of(name: str, seq: int = 1, hash: str = "1" * 64) -> str:
+    """A signed head of the ledger of a silo that is written here."""
+    head = Head(ledger_id=name.encode().hex().rjust(64, "0"), seq=seq, hash=hash, spent={})
+    return sign_head(head, KEYS[name]).to_bytes().decode()
+
+
 def says(*replies: wire.Reply | wire.Instruction) -> Answer:
     return lambda message: [Message(wire.to_record(reply), reply_to=message) for reply in replies]
+
+
+def updated(silo: str, round: int, update: np.ndarray, **more: Any) -> wire.Update:
+    return wire.Update(silo=silo, round=round, head=head_of(silo), countersigned="{}", update=update, **more)
 
 
 def fails(message: Message) -> list[Message]:
@@ -160,7 +179,7 @@ INVITE = wire.Invite(run="0" * 32, study="s", code="c", layout="l")
 
 
 def accept(name: str, weight: float = 1.0) -> wire.Accept:
-    return wire.Accept(silo=name, weight=weight)
+    return wire.Accept(silo=name, weight=weight, head=head_of(name) if name in KEYS else "")
 
 
 # --- asking -------------------------------------------------------------------------------------------------
@@ -241,7 +260,7 @@ def invite(nodes: dict[int, Answer], study: Study = STUDY) -> Roster:
 
 def test_a_roster_has_who_accepted() -> None:
     roster = invite({5: says(accept("b", 2.0)), 6: fails, 7: says(accept("a")), 8: says(wire.Refused(code="data"))})
-    assert roster.manifest.roster == (Member(silo="a", weight=1.0), Member(silo="b", weight=2.0))
+    assert roster.manifest.roster == (member("a", 1.0), member("b", 2.0))
     assert roster.nodes == {"a": 7, "b": 5} and roster.refusals == {6: "silent", 8: "data"}
     assert roster.manifest.study == STUDY.digest and roster.manifest.layout == LAYOUT.digest()
 
@@ -296,14 +315,19 @@ START = np.array([1.0, -1.0, 0.0], np.float32)
 SILOS = {"a": 1, "b": 2, "c": 3}
 
 
+def member(name: str, weight: float) -> Member:
+    key, ledger = public_hex(KEYS[name]), name.encode().hex().rjust(64, "0")
+    return Member(silo=name, weight=weight, ledger_id=ledger, ledger_key=key)
+
+
 def roster_of(weights: dict[str, float]) -> Roster:
-    members = tuple(Member(silo=name, weight=weight) for name, weight in weights.items())
+    members = tuple(member(name, weight) for name, weight in weights.items())
     manifest = Manifest(run="0" * 32, study=STUDY.digest, code="c", layout=LAYOUT.digest(), roster=members)
     return Roster(manifest=manifest, nodes={name: SILOS[name] for name in weights}, refusals={})
 
 
 def update(silo: str, *values: float, round: int = 1) -> Answer:
-    return says(wire.Update(silo=silo, round=round, update=np.array(values, np.float32)))
+    return says(updated(silo, round, np.array(values, np.float32)))
 
 
 def one_round(third: Answer, *, weights: tuple[float, ...] = (1.0, 1.0, 1.0), second: Answer | None = None) -> Progress:
@@ -340,7 +364,7 @@ BAD: dict[str, Answer] = {
     "silent": silent,
     "garbled": garbled,
     "another kind": says(accept("c")),
-    "answers another's message": in_the_name_of("m0", wire.Update(silo="c", round=1, update=np.full(3, 9, np.float32))),
+    "answers another's message": in_the_name_of("m0", updated("c", 1, np.full(3, 9, np.float32))),
     "refused": says(wire.Refused(code="data")),
 }
 
@@ -432,7 +456,7 @@ def test_a_study_beyond_every_budget_is_refused_with_exit_code_3(tmp_path: Path)
     with pytest.raises(Refusal, match=r"0 silos joined and .* \(4 refused: budget\)") as refused:
         run(tmp_path)
     assert (refused.value.code, refused.value.exit_code) == (RefusalCode.BUDGET, 3)
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").glob("served-*"))
 
 
 def test_an_interrupted_run_leaves_its_finished_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,7 +471,7 @@ def test_an_interrupted_run_leaves_its_finished_rounds(tmp_path: Path, monkeypat
     monkeypatch.setattr(InlineGrid, "push_messages", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
-    (folder,) = (tmp_path / "runs").iterdir()
+    (folder,) = (tmp_path / "runs").glob("served-*")
     assert [line["round"] for line in lines_of(folder)] == [1, 2]
     assert checkpoint.load(folder / "checkpoint")[0].round == 2
     report = RunFolder(path=folder).report()
@@ -463,7 +487,7 @@ LINE = {"round": 1, "metrics": {}, "loss": None, "epsilon": {}}
 
 def counted_update(silo: str, *counts: float, round: int = 2) -> Answer:
     vectors = {"update": np.ones(3, np.float32), "counts": np.array(counts, np.float32)}
-    return says(wire.Update(silo=silo, round=round, **vectors))
+    return says(updated(silo, round, **vectors))
 
 
 def second_round(third: Answer, *, own: dict[str, float] | None = None) -> Progress:
@@ -535,7 +559,14 @@ def test_the_end_is_charged_before_it_is_asked_for_and_completes_the_last_line(t
     charged = rounds.charge_closing(COUNTING, roster, before)
     assert charged.closed == ("a", "b") and rounds.charge_closing(STUDY, roster, before).closed == ()
     vector = np.array([30, 10, 10, 50], np.float32)
-    grid = FakeGrid({1: says(wire.Farewell(silo="a", statement="no statement", counts=vector)), 2: silent})
+    grid = FakeGrid(
+        {
+            1: says(
+                wire.Farewell(silo="a", head=head_of("a"), countersigned="{}", statement="no", ledger="", counts=vector)
+            ),
+            2: silent,
+        }
+    )
     statements, after = rounds.close(grid, COUNTING, roster, charged, folder, own=False)
     assert statements == {} and after.lines[0]["metrics"] == {"accuracy": pytest.approx(0.8)}
     events = {name: COUNTING.round_events() * count + COUNTING.closing_events() for name, count in before.asked.items()}

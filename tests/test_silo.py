@@ -232,8 +232,8 @@ def test_without_approval_nothing_is_admitted(line: str, folder: Path) -> None:
 def test_egress_lines_are_the_facts_of_each_field(folder: Path) -> None:
     silo = Silo.open(folder)
     replies = [
-        wire.Accept(silo="north", weight=1.0),
-        wire.Update(silo="north", round=3, update=np.arange(5, dtype=np.float32)),
+        wire.Accept(silo="north", weight=1.0, head=""),
+        wire.Update(silo="north", round=3, head="", countersigned="", update=np.arange(5, dtype=np.float32)),
         wire.Refused(code="data"),
     ]
     for reply in replies:

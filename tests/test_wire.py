@@ -41,17 +41,20 @@ VALUES = {
 messages = st.one_of(
     [st.builds(cls, **{field.name: VALUES[str(field.type)] for field in fields(cls)}) for cls in CLASSES]
 )
+HEADS = '"head": "", "countersigned": ""'
 SAMPLES = (
     wire.Train(
         manifest="{}",
         round=3,
         received=2,
+        heads="{}",
+        receipts="[]",
         weights=np.arange(5, dtype=np.float32),
         broadcast={"c": np.ones(2, np.float32), "a": np.zeros(0, np.float32)},
     ),
-    wire.Update(silo="s", round=1, update=np.float32([1, -2]), counts=np.float32([0.5])),
-    wire.Farewell(silo="s", statement="{}"),
-    wire.Accept(silo="s", weight=1.5),
+    wire.Update(silo="s", round=1, head="{}", countersigned="{}", update=np.float32([1, -2]), counts=np.float32([0.5])),
+    wire.Farewell(silo="s", head="{}", countersigned="{}", statement="{}", ledger=""),
+    wire.Accept(silo="s", weight=1.5, head="{}"),
     wire.Refused(code="budget"),
 )
 
@@ -106,15 +109,21 @@ def test_the_bytes_are_a_function_of_the_values_alone() -> None:
     weights = np.arange(6, dtype=np.float32)
     spread = np.repeat(weights, 2)[::2]
     assert not spread.flags.c_contiguous
-    first = wire.Train(manifest="m", round=1, received=0, weights=weights, broadcast={"a": weights, "b": weights})
-    second = wire.Train(manifest="m", round=1, received=0, weights=spread, broadcast={"b": weights, "a": spread})
+    plain_fields: dict[str, Any] = {"manifest": "m", "round": 1, "received": 0, "heads": "", "receipts": ""}
+    first = wire.Train(broadcast={"a": weights, "b": weights}, weights=weights, **plain_fields)
+    second = wire.Train(broadcast={"b": weights, "a": spread}, weights=spread, **plain_fields)
     assert {wire.pack(message) for message in [first, second] * 20} == {wire.pack(first)}
     assert wire.facts(first) == wire.facts(second)
 
 
 def test_bytes_written_by_hand_are_read() -> None:
     tensors = {"update": tensor("F32", [2], 0, 8), "counts": tensor("F32", [1], 8, 12)}
-    payload = crafted("Update", '{"round": 7, "silo": "s"}', struct.pack("<3f", 1.5, -2, 9), **tensors)
+    payload = crafted(
+        "Update",
+        '{"round": 7, "silo": "s", "head": "", "countersigned": ""}',
+        struct.pack("<3f", 1.5, -2, 9),
+        **tensors,
+    )
     message = wire.unpack(payload, (wire.Update,))
     assert (message.silo, message.round) == ("s", 7)
     assert (message.update.tolist(), message.counts.tolist()) == ([1.5, -2.0], [9.0])
@@ -153,15 +162,19 @@ def test_bytes_written_by_hand_are_read() -> None:
         crafted("Refused", '{"code": "x"}', b"\0" * 4, extra=tensor("F32", [1], 0, 4)),
         crafted("Refused", "{}", b"\0" * 4, code=tensor("F32", [1], 0, 4)),
         *(
-            crafted("Accept", f'{{"silo": "s", "weight": {weight}}}')
+            crafted("Accept", f'{{"silo": "s", "head": "", "weight": {weight}}}')
             for weight in ("NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400, "true", '"1"', "null", "[1]")
         ),
         *(
-            crafted("Update", f'{{"silo": "s", "round": {number}}}', b"\0" * 4, update=tensor("F32", [1], 0, 4))
+            crafted(
+                "Update", f'{{{HEADS}, "silo": "s", "round": {number}}}', b"\0" * 4, update=tensor("F32", [1], 0, 4)
+            )
             for number in ("1.0", "true", '"1"', "null")
         ),
         *(
-            crafted("Update", '{"silo": "s", "round": 1}', b"\0" * size, update=tensor(dtype, shape, 0, size))
+            crafted(
+                "Update", f'{{{HEADS}, "silo": "s", "round": 1}}', b"\0" * size, update=tensor(dtype, shape, 0, size)
+            )
             for dtype, shape, size in (
                 ("F64", [1], 8),
                 ("F16", [1], 2),
@@ -175,10 +188,10 @@ def test_bytes_written_by_hand_are_read() -> None:
                 ("F32", [2], 4),
             )
         ),
-        crafted("Update", '{"silo": "s", "round": 1, "update": [1.0]}'),
-        crafted("Update", '{"silo": "s", "round": 1}', b"\0" * 4, update=tensor("F32", [1], 0, 4)),
-        crafted("Farewell", '{"silo": "s", "statement": "{}"}'),
-        crafted("Update", '{"silo": "s", "round": 1}'),
+        crafted("Update", f'{{{HEADS}, "silo": "s", "round": 1, "update": [1.0]}}'),
+        crafted("Update", f'{{{HEADS}, "silo": "s", "round": 1}}', b"\0" * 4, update=tensor("F32", [1], 0, 4)),
+        crafted("Farewell", f'{{{HEADS}, "silo": "s", "statement": "{{}}", "ledger": ""}}'),
+        crafted("Update", f'{{{HEADS}, "silo": "s", "round": 1}}'),
         wire.pack(SAMPLES[0]) + b"\0",
     ],
     ids=lambda payload: repr(payload[8:100]),
@@ -190,7 +203,7 @@ def test_bytes_that_are_no_reply_are_refused(payload: bytes) -> None:
 
 @pytest.mark.parametrize("broadcast", [tensor("F64", [1], 0, 8), tensor("F32", [1, 2], 0, 8)], ids=str)
 def test_a_wrong_vector_inside_a_mapping_is_refused(broadcast: dict[str, Any]) -> None:
-    values = '{"manifest": "m", "round": 1, "received": 0}'
+    values = '{"manifest": "m", "round": 1, "received": 0, "heads": "", "receipts": ""}'
     with pytest.raises(ProtocolError, match="wrong type"):
         wire.unpack(
             crafted("Train", values, b"\0" * 12, **{"broadcast/a": broadcast, "weights": tensor("F32", [1], 8, 12)}),
@@ -298,6 +311,8 @@ def test_egress_facts_are_sizes_and_hashes_of_the_values() -> None:
     expected = [
         ("Update.silo", b'"s"', "public"),
         ("Update.round", b"1", "public"),
+        ("Update.head", b'"{}"', "public"),
+        ("Update.countersigned", b'"{}"', "public"),
         ("Update.update", struct.pack("<2f", 1, -2), "released"),
         ("Update.counts", struct.pack("<f", 0.5), "released"),
     ]

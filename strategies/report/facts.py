@@ -237,13 +237,22 @@ def _number(value: float) -> float | None:
 _WHAT_TRAVELS = {
     "Accept.silo": "name of the silo",
     "Accept.weight": "declared weight (a setting of the silo, no count of records)",
+    "Accept.head": "where the silo's ledger stands, signed: a position, a hash and what was released so far",
     "Update.silo": "name of the silo",
     "Update.round": "number of the round",
+    "Update.head": "where the silo's ledger stands, signed: a position, a hash and what was released so far",
+    "Update.countersigned": "signatures on the heads of the other silos' ledgers",
     "Update.update": "model update of the round, clipped and noised before it was used",
     "Update.counts": "metric counts of the model that the silo received, on its held-out records, noised",
     "Farewell.silo": "name of the silo",
-    "Farewell.statement": "what the silo's own ledger says was spent",
+    "Farewell.head": "where the silo's ledger stands, signed: a position, a hash and what was released so far",
+    "Farewell.countersigned": "signatures on the heads of the other silos' ledgers",
+    "Farewell.statement": "what the silo's own ledger says was spent, signed",
+    "Farewell.ledger": "the lines of the silo's ledger up to there: settings, what was released and when, and hashes",
     "Farewell.counts": "metric counts of the final model, on its held-out records, noised",
+    "Attested.silo": "name of the silo",
+    "Attested.head": "where the silo's ledger stands, signed: a position, a hash and what was released so far",
+    "Attested.countersigned": "signatures on the heads of the other silos' ledgers",
     "Refused.code": "whether the silo refused, and one word of a fixed list why ('data' depends on its records)",
 }
 

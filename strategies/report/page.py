@@ -30,6 +30,7 @@ _CODES = {
     RefusalCode.POLICY: "the silo's policy does not allow this study",
     RefusalCode.APPROVAL: "nobody at the silo has approved this study",
     RefusalCode.BUDGET: "the study does not fit into what is left of the silo's privacy budget",
+    RefusalCode.LEDGER: "the silo's privacy ledger is frozen, damaged or cannot be written; nothing leaves it",
     RefusalCode.DATA: "the silo's records do not fit the study's schema, or cannot be read",
     RefusalCode.STUDY: "the study is not valid there, or is not the one that was agreed",
     RefusalCode.PROTOCOL: "the request did not follow the protocol",
