@@ -176,7 +176,7 @@ def test_wrong_usage_exits_2(tmp_path: Path, run: Run, arguments: tuple[str, ...
 @pytest.mark.parametrize(
     ("command", "subcommands"),
     [
-        ("fedsilo-simulate", "audit bench"),
+        ("fedsilo-simulate", "audit"),
         ("fedsilo-server", "init enrol up run describe status stop resume report"),
         ("fedsilo-silo", "enrol up stop"),
     ],
