@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,8 +82,7 @@ def init(
 
     A silo.toml or policy.toml that is there is kept.
     """
-    from client.keys import Passphrases, check_folder, make_keys, officer_key
-    from client.ledger import Ledger
+    from client.keys import check_folder
 
     root, equals, path = data.partition("=")
     if not (equals and path and _ROOT.fullmatch(root)):
@@ -94,27 +94,8 @@ def init(
     values = {"root": root, "path": _quoted(_absolute(path)), "unit": _quoted(unit), "least": units_at_least}
     values |= {"name": _quoted(name or folder.resolve().name), "volatile": str(allow_volatile).lower(), "delta": delta}
     silo = _opened(folder, values)
-    words = Words(silo=silo_word, officer=officer_word)
-    silo.place().require_durable()
-    kept = Passphrases() if simulated(silo) else Passphrases(silo=words.ask("silo", new=True), officer=None)
-    if not simulated(silo):
-        kept = Passphrases(silo=kept.silo, officer=words.ask("officer", new=True))
-    public = make_keys(folder / "keys", kept, simulated=simulated(silo))
-    officer = officer_key(folder / "keys", kept.officer, simulated=simulated(silo))
-    from dataclasses import replace
-
-    silo = replace(silo, passphrase=kept.silo)
-    pins = Ledger.create(silo.place(), silo=silo.name, officer=officer)
-    with silo.ledger() as ledger:
-        ledger.policy(silo.policy.sha256)
-    facts = {
-        "silo": silo.name,
-        "folder": str(folder),
-        "ledger_id": pins.ledger_id,
-        "ledger_key": public.ledger,
-        "officer_key": public.officer,
-        "transport_key": public.transport,
-    }
+    silo.place().require_durable()  # before a key is made
+    facts = _made(silo, Words(silo=silo_word, officer=officer_word))
     if as_json:
         print(json.dumps(facts))
         return
@@ -127,6 +108,29 @@ def init(
         f"elsewhere, then fedsilo-silo register {next(iter(silo.settings.data), root)}",
         soft_wrap=True,
     )
+
+
+def _made(silo: Silo, words: Words) -> dict[str, str]:
+    """Make keys and ledger, record the policy, and return what may be shown to anybody."""
+    from client.keys import Passphrases, make_keys, officer_key
+    from client.ledger import Ledger
+
+    keys, plain, kept = silo.folder / "keys", simulated(silo), Passphrases()
+    if not plain:
+        kept = Passphrases(silo=words.ask("silo", new=True), officer=words.ask("officer", new=True))
+    public = make_keys(keys, kept, simulated=plain)
+    silo = replace(silo, passphrase=kept.silo)
+    pins = Ledger.create(silo.place(), silo=silo.name, officer=officer_key(keys, kept.officer, simulated=plain))
+    with silo.ledger() as ledger:
+        ledger.policy(silo.policy.sha256)
+    return {
+        "silo": silo.name,
+        "folder": str(silo.folder),
+        "ledger_id": pins.ledger_id,
+        "ledger_key": public.ledger,
+        "officer_key": public.officer,
+        "transport_key": public.transport,
+    }
 
 
 def _opened(folder: Path, values: dict[str, Any]) -> Silo:
