@@ -38,6 +38,7 @@ class Witness:
         self._seen: dict[str, dict[int, Receipt]] = {}  # by ledger and position
         self._last: dict[str, Receipt] = {}  # by ledger: of the highest position
         self._peers: dict[str, list[Receipt]] = {}  # by silo: of the newest head that a peer has signed; unchecked
+        self._checked: dict[str, Receipt] = {}  # by silo: the last of these whose signatures hold
         self._listed: dict[str, int] = {}  # by silo: position in the last list that it was sent
         self._new: list[Receipt] = []
 
@@ -160,8 +161,10 @@ class Witness:
     def _peer(self, silo: str) -> Receipt | None:
         kept = self._peers.get(silo, [])
         while kept:
+            if self._checked.get(silo) == kept[0]:
+                return kept[0]
             try:
-                return Receipt.from_value(kept[0].value())
+                self._checked[silo] = Receipt.from_value(kept[0].value())
             except VerificationError:
                 kept.pop(0)
         return None
