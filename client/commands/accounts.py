@@ -286,7 +286,9 @@ def export(
 
 
 def restore(
-    reason: Annotated[str, typer.Option(help="A sentence for whoever reads the ledger later.")],
+    reason: Annotated[
+        str, typer.Option(help="A sentence that stays in the ledger and goes to coordinators with it: no private fact.")
+    ],
     silo: SiloFolder = None,
     heads: Annotated[
         Path | None, typer.Option(help="Receipts that others have kept of this ledger, one canonical line each.")
