@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from witnesses import witnessed
+
 from client import round as local_round
 from client.models.base import MODELS, Shape, build, weights_of
-from client.round import finish, join, model_layout, prepare, train
+from client.round import finish, join, model_layout, train
 from client.silo import Silo
 from strategies import wire
 from strategies.manifest import CODE_VERSION, Manifest, Member
@@ -89,7 +91,20 @@ def manifest(study: Study, run: str = RUN) -> str:
 def request(study: Study, number: int, run: str = RUN) -> wire.Train:
     """The server's message of a round."""
     weights = weights_of(build(study.model, Shape.of_study(study), 7))
-    return wire.Train(manifest=manifest(study, run), round=number, received=number - 1, weights=weights, broadcast={})
+    return wire.Train(
+        manifest=manifest(study, run),
+        round=number,
+        received=number - 1,
+        heads="",
+        receipts="",
+        weights=weights,
+        broadcast={},
+    )
+
+
+def prepare(message: wire.Train, study: Study, silo: Silo) -> local_round.Job | wire.Update:
+    """What the silo does with the request when it comes from an honest coordinator."""
+    return local_round.prepare(witnessed(message, silo), study, silo)
 
 
 def run_to_its_end(silo: Silo, study: Study, run: str = RUN) -> wire.Farewell:
@@ -100,8 +115,10 @@ def run_to_its_end(silo: Silo, study: Study, run: str = RUN) -> wire.Farewell:
         assert isinstance(job, local_round.Job)
         finish(job, train([job])[0])
     last = request(study, 1, run)
-    close = wire.Close(manifest=last.manifest, received=study.file.study.rounds, weights=last.weights)
-    return local_round.close(close, study, silo)
+    close = wire.Close(
+        manifest=last.manifest, received=study.file.study.rounds, heads="", receipts="", weights=last.weights
+    )
+    return local_round.close(witnessed(close, silo), study, silo)
 
 
 def with_budget(silo: Silo, **values: object) -> Silo:

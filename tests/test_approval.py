@@ -26,6 +26,7 @@ from sites import (
     invite,
     nothing,
     opened,
+    prepare,
     records,
     request,
     rewrite,
@@ -37,7 +38,7 @@ import client.cli
 from client import round as local_round
 from client.approval import Approval, admit, approve, path_of, read_approval
 from client.keys import officer_key
-from client.round import join, prepare
+from client.round import join
 from client.silo import Silo
 from strategies.command import guarded
 from strategies.errors import Refusal, RefusalCode, StudyError, VerificationError
@@ -46,6 +47,7 @@ from strategies.privacy.admission import admission, open_part, share
 from strategies.privacy.budget import Budget
 from strategies.privacy.dataroot import DataRoot, repeat
 from strategies.privacy.events import Exact, Gaussian
+from strategies.statement import read_statement
 from strategies.study import Study, override
 
 ROOT = DataRoot(name="records", unit="patient_id", epsilon=2.0, delta=1e-5)
@@ -87,7 +89,7 @@ def test_an_approved_study_runs_and_any_other_does_not(silo: Silo, monkeypatch: 
         assert refused.value.code is RefusalCode.APPROVAL
     approve(silo, STUDY, officer(silo))
     farewell = run_to_its_end(silo, STUDY)
-    assert json.loads(farewell.statement)["epsilon"] == epsilon(STUDY.total_events(), 1e-5) <= 2.0
+    assert read_statement(farewell.statement).statement.epsilon == epsilon(STUDY.total_events(), 1e-5) <= 2.0
     monkeypatch.setattr(local_round, "read_records", nothing)
     other = Study.parse(TEXT + "# a comment\n", local_round.REGISTRIES)
     with pytest.raises(Refusal, match="has not been approved"):

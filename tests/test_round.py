@@ -15,14 +15,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from witnesses import witnessed
 
 import simulations
 import strategies
@@ -42,9 +42,6 @@ from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, R
 from strategies.manifest import CODE_VERSION, Manifest, Member
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.budget import Budget
-from strategies.proof.entries import public_hex
-from strategies.proof.heads import countersign
-from strategies.proof.lists import receipts_text, sign_list
 from strategies.statement import read_statement
 from strategies.study import Study, override
 
@@ -103,36 +100,6 @@ def manifest(study: Study = STUDY, /, **changes: Any) -> str:
         run=RUN, study=study.digest, code=CODE_VERSION, layout=model_layout(study).digest(), roster=members
     )
     return replace(agreed, **changes).to_json()
-
-
-COORDINATOR, PEER = (Ed25519PrivateKey.from_private_bytes(letter * 32) for letter in (b"c", b"p"))
-Sent = TypeVar("Sent", wire.Train, wire.Close)
-
-
-def witnessed(message: Sent, silo: Silo, *, peer: bool = True) -> Sent:
-    """The request as an honest coordinator sends it: with the silo's own last head, and receipts of it."""
-    try:
-        agreed = Manifest.from_json(message.manifest)
-    except ProtocolError:
-        return message
-    with silo.ledger() as ledger:
-        pins, head = ledger.pins, ledger.head()
-        there = ledger.entry(run=agreed.run, round=message.received, kind="release") is not None
-    known = {silo.name: (pins.ledger_id, head.key)}
-    other = "f" * 64, public_hex(PEER)
-    roster = tuple(
-        replace(m, ledger_id=known.get(m.silo, other)[0], ledger_key=known.get(m.silo, other)[1]) for m in agreed.roster
-    )
-    agreed = replace(agreed, roster=roster, coordinator=public_hex(COORDINATOR))
-    round = message.round if isinstance(message, wire.Train) else 4
-    receipts = (countersign(head, COORDINATOR), countersign(head, PEER))[: 1 + peer]
-    return replace(
-        message,
-        manifest=agreed.to_json(),
-        received=message.received if there else 0,
-        heads=sign_list(agreed.run, round, {silo.name: head}, COORDINATOR),
-        receipts=receipts_text(receipts),
-    )
 
 
 def prepare(message: wire.Train, study: Study, silo: Silo) -> local_round.Job | wire.Update:

@@ -27,6 +27,7 @@ from sites import (
     changed,
     credentials,
     opened,
+    prepare,
     records,
     request,
     rewrite,
@@ -37,7 +38,7 @@ import client.cli
 from client.data.units import units_of
 from client.filesystem import VOLATILE, kind_of
 from client.ledger import Ledger
-from client.round import finish, prepare, train
+from client.round import finish, train
 from client.silo import Silo
 from strategies.command import guarded
 from strategies.errors import DataError

@@ -17,9 +17,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
 from ledgers import forget
-from test_round import COORDINATOR, PEER, STUDY, manifest, request, witnessed
+from test_round import STUDY, manifest, request
 from test_server import STUDY as SERVED
 from test_server import TEXT, lines_of
+from witnesses import COORDINATOR, PEER, witnessed
 
 from client import round as local_round
 from client.app import app as client_app

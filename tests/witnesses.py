@@ -1,0 +1,45 @@
+"""An honest coordinator and a peer, as far as a silo sees them in a request: who has seen which head of its ledger."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from client.silo import Silo
+from strategies import wire
+from strategies.errors import ProtocolError
+from strategies.manifest import Manifest
+from strategies.proof.entries import public_hex
+from strategies.proof.heads import countersign
+from strategies.proof.lists import receipts_text, sign_list
+
+COORDINATOR, PEER = (Ed25519PrivateKey.from_private_bytes(letter * 32) for letter in (b"c", b"p"))
+Sent = TypeVar("Sent", wire.Train, wire.Close)
+
+
+def witnessed(message: Sent, silo: Silo, *, peer: bool = True) -> Sent:
+    """The request as an honest coordinator sends it: with the silo's own last head, and receipts of it."""
+    try:
+        agreed = Manifest.from_json(message.manifest)
+    except ProtocolError:
+        return message
+    with silo.ledger() as ledger:
+        pins, head = ledger.pins, ledger.head()
+        there = ledger.entry(run=agreed.run, round=message.received, kind="release") is not None
+    known = {silo.name: (pins.ledger_id, head.key)}
+    other = "f" * 64, public_hex(PEER)
+    roster = tuple(
+        replace(m, ledger_id=known.get(m.silo, other)[0], ledger_key=known.get(m.silo, other)[1]) for m in agreed.roster
+    )
+    agreed = replace(agreed, roster=roster, coordinator=public_hex(COORDINATOR))
+    round = message.round if isinstance(message, wire.Train) else 4
+    receipts = (countersign(head, COORDINATOR), countersign(head, PEER))[: 1 + peer]
+    return replace(
+        message,
+        manifest=agreed.to_json(),
+        received=message.received if there else 0,
+        heads=sign_list(agreed.run, round, {silo.name: head}, COORDINATOR),
+        receipts=receipts_text(receipts),
+    )
