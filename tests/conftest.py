@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,20 +18,26 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as training runs; more threads divide work by the number of rows
 _ALLOWED_SKIPS = ("gpu:", "FEDSILO_DATA:")
 _full = pytest.StashKey[bool]()
-_bad_skips = pytest.StashKey[list[str]]()
+_bad_skips: list[str] = []  # of the process that starts the others
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    full = config.option.markexpr == "full"
+    worker: dict[str, bool] | None = getattr(config, "workerinput", None)
+    full = worker["full"] if worker is not None else config.option.markexpr == "full"
     if full:
         config.option.markexpr = ""  # the tier selects counts, not tests
     config.stash[_full] = full
-    config.stash[_bad_skips] = []
     health = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
     settings.register_profile(
         "tier", max_examples=200 if full else 25, deadline=None, suppress_health_check=health, derandomize=not full
     )
     settings.load_profile("tier")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist which tier it runs."""
+    node.workerinput["full"] = node.config.stash[_full]
 
 
 @pytest.fixture(scope="session")
@@ -65,18 +72,14 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    outcome = yield
-    report = outcome.get_result()  # type: ignore[attr-defined]
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         if not reason.removeprefix("Skipped: ").startswith(_ALLOWED_SKIPS):
-            item.config.stash[_bad_skips].append(f"{item.nodeid}: {reason}")
+            _bad_skips.append(f"{report.nodeid}: {reason}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    bad = session.config.stash[_bad_skips]
-    if bad and os.environ.get("FEDSILO_CI"):
-        print("\nskips that are not allowed here:", *bad, sep="\n  ")
+    if _bad_skips and os.environ.get("FEDSILO_CI") and not hasattr(session.config, "workerinput"):
+        print("\nskips that are not allowed here:", *_bad_skips, sep="\n  ")
         session.exitstatus = 1
