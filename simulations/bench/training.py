@@ -181,7 +181,9 @@ def _vmap(network: Network, batch: int, device: torch.device) -> Step:
     each = torch.func.vmap(torch.func.grad(of_row), in_dims=(None, 0, 0))
 
     def step() -> None:
-        rows = each(parameters, x, y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that torch vectorises no attention
+            rows = each(parameters, x, y)
         norm_B = torch.stack([g.flatten(1).norm(dim=1) for g in rows.values()]).norm(dim=0)
         factor_B = (_CLIP / norm_B).clamp_max(1.0)
         for name, parameter in model.named_parameters():
