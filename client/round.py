@@ -286,7 +286,7 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
             return wire.unpack(stored, (wire.Farewell,))
         counted = _may_count(study, silo, ledger, manifest, evidence)
     shape = Shape.of_study(study)
-    module = build(study.model, shape, study.file.study.seed)
+    module = build(study.model, shape, study.file.study.seed).to(device_of(silo.settings.device))
     load_weights(module, weights)
     seen = evaluate(module, read_records(silo, study).held_out, shape, study)
     silo.log(logging.INFO, f"run {manifest.run[:8]}: final model has {_shown(seen.metrics)}")

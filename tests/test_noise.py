@@ -149,3 +149,16 @@ def test_any_count_of_values(count: int) -> None:
 def test_the_ends_of_the_keystream_give_finite_values(word: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SecretRandom, "uint64", lambda self, count: np.full(count, word, dtype=np.uint64))
     assert np.isfinite(SecretRandom().normal(4)).all()
+
+
+def test_a_float32_sum_of_many_clip_norms_is_put_on_the_grid_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found: the quotient by the grid step was taken in float32, which moved large sums by up to 2^-24 of themselves."""
+    monkeypatch.setattr(SecretRandom, "normal", lambda self, count, deviation: np.zeros(count))
+    total, step = torch.linspace(-4000, 4000, 10_001) * CLIP, GRID * CLIP
+    seen: list[torch.Tensor] = []
+    original = torch.mul
+    monkeypatch.setattr(
+        torch, "mul", lambda values, *more, **named: seen.append(values.clone()) or original(values, *more, **named)
+    )
+    add_noise(total, clip_norm=CLIP, noise_multiplier=1.0, random=SecretRandom())
+    np.testing.assert_array_equal(seen[0].numpy(), np.rint(total.numpy().astype(np.float64) / step))

@@ -100,7 +100,8 @@ def add_noise(
         drawn = torch.from_numpy(_drawn(size, deviation, random))
     else:
         drawn = _drawn_on(clipped_sum.device, size).mul_(deviation).round_()
-    drawn.add_((clipped_sum / step).round_())
+    # In float64: a quotient in float32 would round sums of many clip norms once more, which nothing pays for.
+    drawn.add_((clipped_sum.double() / step).round_())
     return torch.mul(drawn, step, out=drawn).to(clipped_sum.dtype)
 
 
