@@ -277,7 +277,7 @@ def _bound(bits: int, silos: int) -> int:
         raise SettingError(f"a ring of {bits} bits is not allowed; allowed are 32 and 64")
     if silos < 1:
         raise SettingError(f"a ring for {silos} silos is not allowed; there must be at least 1")
-    bound = (2 ** (bits - 1) - 1) // silos
+    bound: int = (2 ** (bits - 1) - 1) // silos
     spare = max(0, bound.bit_length() - 53)
     return bound >> spare << spare
 
