@@ -20,7 +20,8 @@ from tomlkit.exceptions import TOMLKitError
 from strategies.base import PerSiloStrategy
 from strategies.errors import Problem, SettingError, StudyError, nearest
 from strategies.optimizers import OPTIMIZERS
-from strategies.sections import METRICS, MOST_SILOS, CategoricalFeature, File, NumericFeature, shown
+from strategies.secagg.setup import MOST_SILOS
+from strategies.sections import METRICS, CategoricalFeature, File, NumericFeature, shown
 from strategies.spec import STRATEGIES, Registries, Registry, parse_spec
 from strategies.tokens import VOCABULARIES
 

@@ -200,7 +200,6 @@ METRICS = {  # of each task, the first ones are what a study gets that names non
     "regression": ("rmse", "mae", "r2"),
 }
 USUAL_METRICS = 4
-MOST_SILOS = 128  # of a sum under secure aggregation
 
 
 def shown(value: object) -> str:
