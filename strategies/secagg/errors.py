@@ -50,6 +50,9 @@ class Code(StrEnum):
     UPLOAD = "upload"
     COMMITMENT = "commitment"
     ABSENT = "absent"
+    BOX = "box"
+    SHARE = "share"
+    REPLY = "reply"
     TOTAL = "total"
 
 
@@ -88,6 +91,9 @@ _SENTENCES = {
     Code.UPLOAD: "the upload does not hold",
     Code.COMMITMENT: "two silos have committed to different seeds of their pair",
     Code.ABSENT: "too few silos are left",
+    Code.BOX: "more silos than may collude could not open a silo's boxes",
+    Code.SHARE: "a share, or a seed, is not the one that was committed to",
+    Code.REPLY: "a reply does not hold",
     Code.TOTAL: "the total is no sum of vectors of this ring",
 }
 
