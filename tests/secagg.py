@@ -28,7 +28,7 @@ SIZE = 8
 PAIR = Floors(least=2, pair_with_local_dp=True)
 
 
-class Busy(Exception):  # noqa: N818
+class Busy(Exception):
     """A compare failed: another process was faster."""
 
 
@@ -206,7 +206,7 @@ def made(
     silos: int,
     *,
     colluding: int = 0,
-    least: int = 3,
+    least: int | None = None,
     dropped: int | None = None,
     protection: Protection = "local",
     size: int = SIZE,
@@ -229,7 +229,7 @@ def made(
         roster="a" * 64,
         silos=silos,
         coordinator=coordinator.public_key().public_bytes_raw().hex(),
-        least=2 if pair else least,
+        least=least or max(2 if pair else 3, colluding + 2),
         max_colluding=colluding,
         most_dropped=silos if dropped is None else dropped,
         sums=50,

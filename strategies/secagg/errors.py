@@ -61,7 +61,7 @@ _SENTENCES = {
     Code.SIGNATURE: "the message is not signed by the one who should have sent it",
     Code.SIZE: "more than 128 silos; a larger cohort needs several runs",
     Code.MANIFEST: "the run's set-up is not the one that was agreed here",
-    Code.FLOOR: "the run's set-up is below what this silo's policy allows",
+    Code.FLOOR: "the run's set-up is below what is allowed here",
     Code.ROOM: "a sum of all silos could wrap in the ring; its bound must be lower",
     Code.RUN_USED: "the identity of the run was used before",
     Code.NOT_JOINED: "this silo has not joined the run",
