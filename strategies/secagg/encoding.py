@@ -1,8 +1,8 @@
 """Bytes that mean one thing: what is hashed, signed, derived from and sent.
 
-`enc` puts the length before each item (4 bytes, little-endian), so no two lists of items have the same bytes. `X` derives
-a 32-byte secret for one purpose from another by HKDF-Expand (RFC 5869, 2.3), the purpose and all it is bound to being
-its info.
+`enc` puts the length before each item (4 bytes, little-endian), so no two lists of items have the same bytes. `expand`
+derives a 32-byte secret for one purpose from another by HKDF-Expand (RFC 5869, 2.3), the purpose and all it is bound to
+being its info.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 Item = bytes | bytearray | memoryview | str | int | Sequence["Item"]
 
 KEY_BYTES = 32
-_LARGEST = 2**32 - 1
 
 
 def enc(*items: Item) -> bytes:
@@ -96,14 +95,14 @@ def ordered(silos: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(set(silos), key=str.encode))
 
 
-def H(*parts: bytes | memoryview) -> bytes:  # noqa: N802
-    """Return the SHA-256 of the parts, one after another."""
+def sha256(*parts: bytes | memoryview) -> bytes:
+    """Return the hash of the parts, one after another."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
     return digest.digest()
 
 
-def X(key: bytes, *info: Item) -> bytes:  # noqa: N802
-    """Return 32 bytes derived from a secret of 32 uniform bytes, for the purpose that `info` states."""
+def expand(key: bytes, *info: Item) -> bytes:
+    """Return 32 bytes derived from a secret of 32 uniform bytes, for the purpose that `info` states: X(k, ...)."""
     return HKDFExpand(SHA256(), KEY_BYTES, enc(*info)).derive(key)

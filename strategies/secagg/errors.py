@@ -50,6 +50,9 @@ class Code(StrEnum):
     UPLOAD = "upload"
     COMMITMENT = "commitment"
     ABSENT = "absent"
+    BOX = "box"
+    SHARE = "share"
+    REPLY = "reply"
     TOTAL = "total"
 
 
@@ -58,7 +61,7 @@ _SENTENCES = {
     Code.SIGNATURE: "the message is not signed by the one who should have sent it",
     Code.SIZE: "more than 128 silos; a larger cohort needs several runs",
     Code.MANIFEST: "the run's set-up is not the one that was agreed here",
-    Code.FLOOR: "the run's set-up is below what this silo's policy allows",
+    Code.FLOOR: "the run's set-up is below what is allowed here",
     Code.ROOM: "a sum of all silos could wrap in the ring; its bound must be lower",
     Code.RUN_USED: "the identity of the run was used before",
     Code.NOT_JOINED: "this silo has not joined the run",
@@ -88,6 +91,9 @@ _SENTENCES = {
     Code.UPLOAD: "the upload does not hold",
     Code.COMMITMENT: "two silos have committed to different seeds of their pair",
     Code.ABSENT: "too few silos are left",
+    Code.BOX: "more silos than may collude could not open a silo's boxes",
+    Code.SHARE: "a share, or a seed, is not the one that was committed to",
+    Code.REPLY: "a reply does not hold",
     Code.TOTAL: "the total is no sum of vectors of this ring",
 }
 

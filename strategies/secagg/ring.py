@@ -148,7 +148,7 @@ class Ring:
                 on_clamp(segment.name, clamped)
         return words
 
-    def read(self, data: bytes) -> Words:
+    def read(self, data: bytes | memoryview) -> Words:
         """Return the words that `data` holds, without a copy; they cannot be written to.
 
         Raises:
