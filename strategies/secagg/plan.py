@@ -7,8 +7,15 @@ in 64-bit words on the very grid that they are counted on, so their sum is exact
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
 from strategies.counts import GRID, CountLayout
+from strategies.layout import Vector
 from strategies.manifest import Manifest
+from strategies.secagg.encoding import enc
 from strategies.secagg.ring import Protection, Ring, fitted
 from strategies.secagg.setup import MOST_SILOS, Setup
 from strategies.study import Study
@@ -49,6 +56,19 @@ def setup_of(study: Study, manifest: Manifest, parameters: int) -> Setup:
 def heaviest(manifest: Manifest) -> float:
     """Return the largest weight: updates are masked in parts of it, so that none leaves the ring's reach by weight."""
     return max(member.weight for member in manifest.roster)
+
+
+def digest_of_model(weights: Vector, broadcast: Mapping[str, Vector] | None = None) -> bytes:
+    """Return the SHA-256 of what a sum's update or counts start from: the weights, then the strategy's vectors."""
+    digest = hashlib.sha256(enc("fedsilo/model", np.ascontiguousarray(weights, "<f4").data))
+    for name, vector in sorted((broadcast or {}).items()):
+        digest.update(enc(name, np.ascontiguousarray(vector, "<f4").data))
+    return digest.digest()
+
+
+def digest_of_settings(manifest: Manifest, number: int) -> bytes:
+    """Return the SHA-256 of what else a silo was told: the run's agreement and the number of the release."""
+    return hashlib.sha256(enc("fedsilo/settings", manifest.digest(), number)).digest()
 
 
 def members_of(manifest: Manifest) -> dict[str, bytes]:
