@@ -284,7 +284,9 @@ def _releases(study: Study) -> list[dict[str, str]]:
             what = _WHAT_TRAVELS[name]
             if name == "MaskedCounts.upload" and study.release != "masked":
                 protection = wire.Protection.RELEASED if study.release == "noisy" else wire.Protection.PUBLIC
-                what = f"{what}, noised" if study.release == "noisy" else "nothing: this study releases no metric counts"
+                what = (
+                    f"{what}, noised" if study.release == "noisy" else "nothing: this study releases no metric counts"
+                )
             elif name == "MaskedCounts.upload":
                 what = f"{what}, without noise: no epsilon covers the held-out units"
             elif entry.name == "counts":
