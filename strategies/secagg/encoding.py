@@ -105,4 +105,9 @@ def sha256(*parts: bytes | memoryview) -> bytes:
 
 def expand(key: bytes, *info: Item) -> bytes:
     """Return 32 bytes derived from a secret of 32 uniform bytes, for the purpose that `info` states: X(k, ...)."""
-    return HKDFExpand(SHA256(), KEY_BYTES, enc(*info)).derive(key)
+    return hkdf_expand(key, enc(*info))
+
+
+def hkdf_expand(key: bytes, info: bytes) -> bytes:
+    """Return 32 bytes of HKDF-Expand with SHA-256."""
+    return HKDFExpand(SHA256(), KEY_BYTES, info).derive(key)
