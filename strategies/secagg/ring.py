@@ -30,8 +30,8 @@ Part = tuple[str, int, float]  # of a vector: name, length, largest absolute val
 CHECK_WORDS = 4
 _UNSIGNED: dict[int, np.dtype[np.unsignedinteger[Any]]] = {32: np.dtype("<u4"), 64: np.dtype("<u8")}
 _SIGNED: dict[int, np.dtype[np.signedinteger[Any]]] = {32: np.dtype("<i4"), 64: np.dtype("<i8")}
-_EXPONENTS = range(-128, 64)  # a float32 has no value beyond 2^128, a ring none beyond 2^63
-_BLOCK = 2**14  # values: their float64 copy stays in the cache
+_EXPONENTS = range(-126, 64)  # of scales that float32 holds
+_BLOCK = 2**16  # values: their copy stays in the second cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Segment:
             raise SettingError(f"segment '{self.name}' has {self.length} values; it must have at least 1")
         if not self.scale > 0 or math.frexp(self.scale)[0] != 0.5 or self.exponent not in _EXPONENTS:
             raise SettingError(
-                f"segment '{self.name}' has scale {self.scale}; it must be a power of two from 2^-128 to 2^63"
+                f"segment '{self.name}' has scale {self.scale}; it must be a power of two from 2^-126 to 2^63"
             )
 
     @property
@@ -295,24 +295,32 @@ def _finest(bound: int, part: Part) -> int:
 
 
 def _quantise(vector: NDArray[Any], segment: Segment, bound: int, words: Words) -> int:
-    """Write the rounded and clamped values to `words`; return how many were clamped."""
+    """Write the rounded and clamped values to `words`; return how many were clamped.
+
+    A float32 is scaled and rounded as it is: by a power of two, both are exact or give 0, as in float64. Only a block
+    that reaches beyond the bound, which float32 may not hold, goes the long way.
+    """
     signed = words.view(_SIGNED[8 * words.itemsize])
-    block = np.empty(min(_BLOCK, segment.length))
+    block = np.empty(min(_BLOCK, segment.length), np.float32 if vector.dtype == np.float32 else np.float64)
     clamped = 0
     for start in range(0, segment.length, _BLOCK):
         part = vector[start : start + _BLOCK]
-        values = block[: len(part)]
+        values: NDArray[Any] = block[: len(part)]
         with np.errstate(over="ignore", invalid="ignore"):
-            np.multiply(part, segment.scale, out=values, dtype=np.float64)
-        np.rint(values, out=values)
-        low, high = float(values.min()), float(values.max())  # NaN where one is among them
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ProtocolError(f"segment '{segment.name}' holds a value that is not a finite number")
-        if low < -bound or high > bound:
-            clamped += int(np.count_nonzero(np.abs(values) > bound))
-            np.clip(values, -bound, bound, out=values)
+            np.rint(np.multiply(part, segment.scale, out=values), out=values)
+        if not (-bound <= float(values.min()) and float(values.max()) <= bound):  # or NaN
+            values, beyond = _clamp(part, segment, bound)
+            clamped += beyond
         signed[start : start + len(part)] = values
     return clamped
+
+
+def _clamp(part: NDArray[Any], segment: Segment, bound: int) -> tuple[Floats, int]:
+    if not np.isfinite(part).all():
+        raise ProtocolError(f"segment '{segment.name}' holds a value that is not a finite number")
+    with np.errstate(over="ignore"):
+        values = np.rint(part.astype(np.float64) * segment.scale)
+    return np.clip(values, -bound, bound), int(np.count_nonzero(np.abs(values) > bound))
 
 
 def _fields(value: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
