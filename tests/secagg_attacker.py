@@ -20,7 +20,7 @@ from strategies.secagg.boxes import Label, unseal
 from strategies.secagg.claims import pair_seed
 from strategies.secagg.errors import SecaggError
 from strategies.secagg.masks import add_mask
-from strategies.secagg.messages import Opening, Shares, Upload
+from strategies.secagg.messages import Ask, OpenBody, Opening, Request, Shares, Upload
 from strategies.secagg.ring import Words
 from strategies.secagg.rows import PEERS, Peers
 from strategies.secagg.shares import commitment, from_bytes, mask_key, recover
@@ -49,9 +49,9 @@ class Knowledge:
             for word in self.told.get(frozenset((one, other)), ()):
                 if commitment(word) == committed:
                     return word
-            found = committed and self._recovered(self.dealt.get((dealer, peer), {}), committed)
-            if found is not None and found != b"":
-                return found  # type: ignore[return-value]
+            found = self._recovered(self.dealt.get((dealer, peer), {}), committed) if committed else None
+            if found is not None:
+                return found
         return None
 
     def _recovered(self, shares: dict[int, int], committed: bytes) -> int | None:
@@ -114,9 +114,12 @@ def knowledge(world: World, t: int, kind: str, colluding: Collection[str] = ()) 
         one.uploads[silo] = (upload, data)
     for one in found.values():
         _collude(world, t, one)
+        asked: dict[str, bytes] = {}
         for silo, direction, data in world.wire:
             if direction == "up":
-                _learn(world, one, silo, data)
+                _learn(world, one, silo, (asked[silo], data))
+            else:
+                asked[silo] = data
     return list(found.values())
 
 
@@ -178,8 +181,6 @@ def _places(held: bytes, size: int) -> Iterator[int]:
 
 
 def _cohorts(world: World) -> dict[bytes, tuple[int, tuple[str, ...]]]:
-    from strategies.secagg.messages import Request
-
     found = {}
     for _, direction, data in world.wire:
         if direction == "down":
@@ -222,8 +223,9 @@ def _collude(world: World, t: int, one: Knowledge) -> None:
                 _add(one.dealt, (peer, other), point, share)
 
 
-def _learn(world: World, one: Knowledge, silo: str, data: bytes) -> None:
+def _learn(world: World, one: Knowledge, silo: str, exchange: tuple[bytes, bytes]) -> None:
     """Add what a reply says, whatever set it was made for."""
+    asked, data = exchange
     if silo not in one.cohort:
         return
     point = one.cohort.index(silo) + 1
@@ -238,7 +240,7 @@ def _learn(world: World, one: Knowledge, silo: str, data: bytes) -> None:
             for owner, share in zip(one.cohort, reply.shares, strict=True):
                 _add(one.own, owner, point, share)
             continue
-        survivors = _survivors(world, one, silo, reply)
+        survivors = OpenBody.read(Ask.read(asked).body).survivors
         dropped = [name for name in one.cohort if name not in survivors]
         for owner, share in zip(survivors, reply.shares, strict=True):
             _add(one.own, owner, point, share)
@@ -247,23 +249,6 @@ def _learn(world: World, one: Knowledge, silo: str, data: bytes) -> None:
         for dealer, pairs in zip([name for name in survivors if name != silo], reply.pairs, strict=True):
             for other, share in zip(dropped, pairs, strict=False):
                 _add(one.dealt, (dealer, other), point, share)
-
-
-def _survivors(world: World, one: Knowledge, silo: str, reply: Opening) -> tuple[str, ...]:
-    """The set that an opening was made for: what the silo had signed, by the server's own requests."""
-    from strategies.secagg.messages import Ask, OpenBody
-
-    for name, direction, data in world.wire:
-        if name == silo and direction == "down":
-            try:
-                ask = Ask.read(data)
-                if ask.phase == "open" and ask.ctx == one.ctx:
-                    survivors = OpenBody.read(ask.body).survivors
-                    if len(survivors) == len(reply.shares):
-                        return survivors
-            except SecaggError:
-                continue
-    raise AssertionError("an opening that nobody asked for")
 
 
 def _add(shares: dict, key: object, point: int, share: bytes) -> None:

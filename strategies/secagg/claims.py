@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from strategies.secagg.boxes import Label, seal
 from strategies.secagg.encoding import expand
-from strategies.secagg.masks import add_mask
+from strategies.secagg.masks import add_masks
 from strategies.secagg.messages import Sign, Upload
 from strategies.secagg.ring import Ring
 from strategies.secagg.rows import Change
@@ -98,9 +98,8 @@ def masked(claim: Claim, masking: Masking, vectors: Sequence[NDArray[Any]]) -> M
     words = masking.ring.encode(vectors)
     own = random_element()
     pairs = {peer: pair_seed(key, claim.ctx) for peer, key in claim.keys.items()}
-    add_mask(words, mask_key(own), 1)
-    for peer, seed in pairs.items():
-        add_mask(words, mask_key(seed), 1 if peer.encode() > masking.silo.encode() else -1)
+    later = {peer: 1 if peer.encode() > masking.silo.encode() else -1 for peer in pairs}
+    add_masks(words, [(mask_key(own), 1), *((mask_key(seed), later[peer]) for peer, seed in pairs.items())])
     data = words.data.cast("B")
     hashed = hashlib.sha256(data)
     nonce = secrets.token_bytes(32)
