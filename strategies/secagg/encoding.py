@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+Bytes = bytes | memoryview
 Item = bytes | bytearray | memoryview | str | int | Sequence["Item"]
 
 KEY_BYTES = 32
@@ -44,7 +45,7 @@ def _part(item: Item) -> bytes | bytearray | memoryview:
     return enc(*item)
 
 
-def take(data: bytes | memoryview, count: int | None = None) -> tuple[bytes, ...]:
+def take(data: Bytes, count: int | None = None) -> tuple[bytes, ...]:
     """Return the items that `enc` wrote.
 
     Args:
@@ -95,7 +96,7 @@ def ordered(silos: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(set(silos), key=str.encode))
 
 
-def sha256(*parts: bytes | memoryview) -> bytes:
+def sha256(*parts: Bytes) -> bytes:
     """Return the hash of the parts, one after another."""
     digest = hashlib.sha256()
     for part in parts:

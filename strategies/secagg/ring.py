@@ -25,6 +25,7 @@ from strategies.proof.canonical import dump
 Words = NDArray[np.unsignedinteger[Any]]
 Floats = NDArray[np.float64]
 Protection = Literal["local", "distributed", "none"]
+OnClamp = Callable[[str, int], None]
 Part = tuple[str, int, float]  # of a vector: name, length, largest absolute value
 
 CHECK_WORDS = 4
@@ -127,17 +128,26 @@ class Ring:
         """Return the words of an empty sum."""
         return np.zeros(self.length, _UNSIGNED[self.bits])
 
-    def encode(self, vectors: Sequence[NDArray[Any]], *, on_clamp: Callable[[str, int], None] | None = None) -> Words:
+    def encode(
+        self,
+        vectors: Sequence[NDArray[Any]],
+        *,
+        out: Words | None = None,
+        on_clamp: OnClamp | None = None,
+    ) -> Words:
         """Return the words of one vector a segment, and the check words.
 
         Args:
             vectors: in the order of the segments, each (length,).
+            out: zeros to write to; new ones when omitted.
             on_clamp: told a segment's name and how many of its values were beyond the bound; for the silo's own log.
 
         Raises:
             ProtocolError: a vector has another shape, or holds a value that is not finite.
         """
-        words = self.zeros()
+        if len(vectors) != len(self.segments):
+            raise ProtocolError(f"ring '{self.name}' has {len(self.segments)} segments, not {len(vectors)}")
+        words = self.zeros() if out is None else out
         place = 0
         for segment, vector in zip(self.segments, vectors, strict=True):
             if vector.shape != (segment.length,):
