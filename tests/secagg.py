@@ -110,8 +110,8 @@ class Silo:
         update = tuple(vectors) if vectors is not None else drawn(ring)
         step = self.session().mask(claim, update)
         self.store.apply(step.changes)
-        self.stored[claim.t], self.updates[claim.t] = step.reply, update
-        return step.reply
+        self.stored[claim.t], self.updates[claim.t] = bytes(step.reply), update
+        return self.stored[claim.t]
 
     def unmask(self, request: bytes) -> bytes:
         return self.done(self.session().unmask(request))
