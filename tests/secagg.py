@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from strategies.secagg.claims import Claim
-from strategies.secagg.encoding import enc
-from strategies.secagg.errors import SecaggError, notice
-from strategies.secagg.messages import Ask, Request
-from strategies.secagg.ring import Floats, Protection, Ring, fitted
-from strategies.secagg.rows import Change, Step
+from strategies.secagg.directory import Directory
+from strategies.secagg.errors import Code, SecaggError, notice
+from strategies.secagg.messages import Ask, Entry, Record, Request
+from strategies.secagg.ring import Protection, Ring, fitted
+from strategies.secagg.rows import RUN, Change, Joined, Step
 from strategies.secagg.server import ServerSession
 from strategies.secagg.setup import Floors, Setup
 from strategies.secagg.silo import SiloSession
@@ -130,6 +132,15 @@ def drawn(ring: Ring) -> tuple[np.ndarray, ...]:
     )
 
 
+def refusal(silo: Silo, call: Callable[[], object]) -> Code:
+    """The code of a refusal that has changed nothing at the silo."""
+    before = dict(silo.store.rows)
+    with pytest.raises(SecaggError) as caught:
+        call()
+    assert silo.store.rows == before
+    return caught.value.code
+
+
 def answered(call: Callable[[], bytes]) -> bytes:
     """The reply, or the notice of a refusal, as a silo's client sends it."""
     try:
@@ -194,12 +205,30 @@ class World:
 
     # --- what a dishonest coordinator does --------------------------------------------------------------------
 
-    def signed_request(self, request: Request) -> bytes:
-        signature = self.coordinator.sign(request.statement(self.setup.digest()))
-        return replace(request, signature=signature).to_bytes()
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The keys that all silos have joined with, by their own rows."""
+        joined = [Joined.read(silo.store.rows[RUN]).reply for silo in self.silos.values() if RUN in silo.store.rows]
+        return tuple(Entry.read(reply) for reply in joined)
 
-    def signed_ask(self, ask: Ask) -> bytes:
-        return replace(ask, signature=self.coordinator.sign(ask.statement())).to_bytes()
+    def asked(self, keys: Sequence[Entry] | None = None, **changes: Any) -> Request:
+        """An unsigned request for sum 1 of everybody, with a directory of these keys."""
+        directory = Directory(entries=tuple(self.entries if keys is None else keys))
+        values = {
+            "directory": directory.hash(self.setup.digest()),
+            "t": 1,
+            "kind": "train",
+            "cohort": directory.silos,
+            "model": MODEL,
+            "config": CONFIG,
+            "entries": directory.to_bytes(),
+        }
+        return Request(**(values | changes))
+
+    def signed(self, request: Request | Ask | Record, key: Ed25519PrivateKey | None = None) -> bytes:
+        """The bytes of an instruction, signed by the coordinator or by another key."""
+        statement = request.statement(self.setup.digest()) if isinstance(request, Request) else request.statement()
+        return replace(request, signature=(key or self.coordinator).sign(statement)).to_bytes()
 
 
 def made(
@@ -240,17 +269,3 @@ def made(
     held = floors or (PAIR if pair else Floors())
     every = {name: Silo(name=name, key=keys[name], members=members, expected=setup, floors=held) for name in names}
     return World(setup=setup, coordinator=coordinator, silos=every, server=ServerSession(setup, coordinator, members))
-
-
-__all__ = [
-    "CONFIG",
-    "MODEL",
-    "Busy",
-    "Floats",
-    "Silo",
-    "Store",
-    "World",
-    "drawn",
-    "enc",
-    "made",
-]

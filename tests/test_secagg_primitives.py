@@ -6,6 +6,8 @@ vector and the wrapper against another library (PyCryptodome).
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import struct
 from pathlib import Path
@@ -114,11 +116,8 @@ def test_a_box_is_what_another_library_makes() -> None:
     pair, shares = b"k" * 32, [b"1" * 32, b"2" * 32]
     parts = (b"fsa1/box", b"b", b"c" * 32, b"r" * 32, b"a", b"b")
     info = b"".join(struct.pack("<I", len(part)) + part for part in parts)
-    # HKDF-Expand is HMAC(key, info || 1) for 32 bytes.
-    import hashlib
-    import hmac
-
-    cipher = ChaCha20_Poly1305.new(key=hmac.new(pair, info + b"\1", hashlib.sha256).digest(), nonce=bytes(12))
+    key = hmac.new(pair, info + b"\1", hashlib.sha256).digest()  # HKDF-Expand, for 32 bytes
+    cipher = ChaCha20_Poly1305.new(key=key, nonce=bytes(12))
     cipher.update(info)
     sealed, tag = cipher.encrypt_and_digest(b"".join(shares))
     assert boxes.seal(pair, label(), shares) == sealed + tag
@@ -128,8 +127,14 @@ def test_a_box_is_what_another_library_makes() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"type": "e"}, {"ctx": b"d" * 32}, {"nonce": b"s" * 32}, {"sender": "c"}, {"receiver": "c"}]
-    + [{"sender": "b", "receiver": "a"}],
+    [
+        {"type": "e"},
+        {"ctx": b"d" * 32},
+        {"nonce": b"s" * 32},
+        {"sender": "c"},
+        {"receiver": "c"},
+        {"sender": "b", "receiver": "a"},
+    ],
 )
 def test_a_box_opens_under_its_own_label_only(changes: dict[str, object]) -> None:
     """N25: another type, sum, upload, sender, receiver or direction."""
