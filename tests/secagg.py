@@ -240,6 +240,7 @@ def made(
     protection: Protection = "local",
     size: int = SIZE,
     floors: Floors | None = None,
+    rings: Mapping[str, Ring] | None = None,
 ) -> World:
     """A world of silos a, b, ... with the kinds `train`, and `evaluate` without noise unless silos are two."""
     names = tuple(f"silo-{number:03}" for number in range(silos))
@@ -247,7 +248,7 @@ def made(
     members = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
     coordinator = Ed25519PrivateKey.generate()
     pair = silos == 2
-    rings = {
+    usual = {
         "train": fitted("train", [("update", size, 1.0), ("loss", 1, 64.0)], silos=silos, protection=protection),
         "evaluate": fitted(
             "evaluate", [("counts", 4, 2.0**20)], silos=silos, protection="local" if pair else "none", resolution=1.0
@@ -264,7 +265,7 @@ def made(
         sums=50,
         code="0.1.0",
         plan="none",
-        kinds=rings,
+        kinds=rings or usual,
     )
     held = floors or (PAIR if pair else Floors())
     every = {name: Silo(name=name, key=keys[name], members=members, expected=setup, floors=held) for name in names}
