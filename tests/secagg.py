@@ -16,10 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from strategies.secagg.claims import Claim
 from strategies.secagg.directory import Directory
+from strategies.secagg.encoding import enc
 from strategies.secagg.errors import Code, SecaggError, notice
-from strategies.secagg.messages import Ask, Entry, Record, Request
+from strategies.secagg.messages import Ask, Entry, OpenBody, Record, Request, view_statement
 from strategies.secagg.ring import Protection, Ring, fitted
-from strategies.secagg.rows import RUN, Change, Joined, Step
+from strategies.secagg.rows import RUN, Change, Joined, State, Step, SumRow, sum_key
 from strategies.secagg.server import ServerSession
 from strategies.secagg.setup import Floors, Setup
 from strategies.secagg.silo import SiloSession
@@ -27,6 +28,8 @@ from strategies.secagg.sums import Phase, Sum, Total
 
 MODEL, CONFIG = bytes([1] * 32), bytes([2] * 32)
 SIZE = 8
+SEVEN = tuple(f"silo-{number:03}" for number in range(7))
+SIX, FIVE = SEVEN[:6], SEVEN[:5]
 PAIR = Floors(least=2, pair_with_local_dp=True)
 
 
@@ -241,6 +244,7 @@ def made(
     size: int = SIZE,
     floors: Floors | None = None,
     rings: Mapping[str, Ring] | None = None,
+    sums: int = 50,
 ) -> World:
     """A world of silos a, b, ... with the kinds `train`, and `evaluate` without noise unless silos are two."""
     names = tuple(f"silo-{number:03}" for number in range(silos))
@@ -262,7 +266,7 @@ def made(
         least=least or max(2 if pair else 3, colluding + 2),
         max_colluding=colluding,
         most_dropped=silos if dropped is None else dropped,
-        sums=50,
+        sums=sums,
         code="0.1.0",
         plan="none",
         kinds=rings or usual,
@@ -270,3 +274,38 @@ def made(
     held = floors or (PAIR if pair else Floors())
     every = {name: Silo(name=name, key=keys[name], members=members, expected=setup, floors=held) for name in names}
     return World(setup=setup, coordinator=coordinator, silos=every, server=ServerSession(setup, coordinator, members))
+
+
+@dataclass(kw_only=True)
+class Case:
+    """A sum of seven silos of which one may collude (tau = Q = u_min = 5), as far as uploads have come."""
+
+    world: World
+    sum: Sum
+
+    @property
+    def silo(self) -> Silo:
+        return self.world.silos["silo-000"]
+
+    def ask(self, *, key: Ed25519PrivateKey | None = None, silo: str = "silo-000", **changes: Any) -> bytes:
+        """The coordinator's next request to a silo, with changes, signed anew."""
+        return self.world.signed(replace(Ask.read(self.sum.requests()[silo]), **changes), key)
+
+    def view(self, survivors: Sequence[str], **changes: Any) -> bytes:
+        return self.ask(phase="view", body=enc(*survivors), **changes)
+
+    def refused(self, request: bytes, silo: str = "silo-000") -> Code:
+        one = self.world.silos[silo]
+        return refusal(one, lambda: one.unmask(request))
+
+    def state(self, silo: str = "silo-000") -> State:
+        return SumRow.read(self.world.silos[silo].store.rows[sum_key(1)]).state
+
+    def certificate(self, survivors: Sequence[str], signers: Sequence[str], ctx: bytes = b"") -> Any:
+        statement = view_statement(ctx or Ask.read(self.ask()).ctx, tuple(survivors))
+        return tuple((name, self.world.silos[name].key.sign(statement)) for name in signers)
+
+    def open(self, **changes: Any) -> bytes:
+        """The coordinator's request to open, with changes to its body."""
+        ask = Ask.read(self.sum.requests()["silo-000"])
+        return self.world.signed(replace(ask, body=replace(OpenBody.read(ask.body), **changes).to_bytes()))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from secagg import CONFIG, MODEL, World, answered, drawn, made, refusal
+from secagg import CONFIG, FIVE, MODEL, SEVEN, SIX, World, answered, drawn, made, refusal
 from secagg_attacker import assert_masked, assert_secret
 
 from strategies.secagg.encoding import enc, sha256, take
@@ -20,9 +20,6 @@ from strategies.secagg.rows import RUN, Joined, State, SumRow, sum_key
 from strategies.secagg.server import ServerSession
 from strategies.secagg.shares import P, from_bytes, to_bytes
 from strategies.secagg.sums import Phase, Sum
-
-SEVEN = tuple(f"silo-{number:03}" for number in range(7))
-SIX, FIVE = SEVEN[:6], SEVEN[:5]
 
 
 @pytest.fixture

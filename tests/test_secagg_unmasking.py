@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from secagg import Busy, Silo, World, answered, made, refusal
+from secagg import FIVE, SEVEN, SIX, Busy, Case, answered, made, refusal
 from secagg_attacker import assert_secret
 
 from strategies.secagg import claims
@@ -21,45 +20,6 @@ from strategies.secagg.errors import Code, SecaggError, notice
 from strategies.secagg.messages import Ask, OpenBody, Opening, Phase, Shares, View, view_statement
 from strategies.secagg.rows import PEERS, Peers, State, SumRow, sum_key
 from strategies.secagg.shares import from_bytes, to_bytes
-from strategies.secagg.sums import Sum
-
-SEVEN = tuple(f"silo-{number:03}" for number in range(7))
-SIX, FIVE = SEVEN[:6], SEVEN[:5]
-
-
-@dataclass(kw_only=True)
-class Case:
-    """A sum of seven silos of which one may collude (tau = Q = u_min = 5), as far as uploads have come."""
-
-    world: World
-    sum: Sum
-
-    @property
-    def silo(self) -> Silo:
-        return self.world.silos["silo-000"]
-
-    def ask(self, *, key: Ed25519PrivateKey | None = None, silo: str = "silo-000", **changes: Any) -> bytes:
-        """The coordinator's next request to a silo, with changes, signed anew."""
-        return self.world.signed(replace(Ask.read(self.sum.requests()[silo]), **changes), key)
-
-    def view(self, survivors: Sequence[str], **changes: Any) -> bytes:
-        return self.ask(phase="view", body=enc(*survivors), **changes)
-
-    def refused(self, request: bytes, silo: str = "silo-000") -> Code:
-        one = self.world.silos[silo]
-        return refusal(one, lambda: one.unmask(request))
-
-    def state(self, silo: str = "silo-000") -> State:
-        return SumRow.read(self.world.silos[silo].store.rows[sum_key(1)]).state
-
-    def certificate(self, survivors: Sequence[str], signers: Sequence[str], ctx: bytes = b"") -> Any:
-        statement = view_statement(ctx or Ask.read(self.ask()).ctx, tuple(survivors))
-        return tuple((name, self.world.silos[name].key.sign(statement)) for name in signers)
-
-    def open(self, **changes: Any) -> bytes:
-        """The coordinator's request to open, with changes to its body."""
-        ask = Ask.read(self.sum.requests()["silo-000"])
-        return self.world.signed(replace(ask, body=replace(OpenBody.read(ask.body), **changes).to_bytes()))
 
 
 @pytest.fixture
