@@ -20,6 +20,7 @@ import pytest
 import safetensors.numpy
 from ledgers import forget
 from masked import TEXT, Seen, folders_of, kinds_of, run, study_of, watched
+from numpy.lib.stride_tricks import sliding_window_view
 
 from client.models.base import Shape, build, layout_of, weights_of
 from client.silo import Silo
@@ -169,29 +170,29 @@ def test_exact_counts_are_of_all_silos_or_of_none(tmp_path: Path, monkeypatch: p
 # --- what the server sees -----------------------------------------------------------------------------------
 
 
-def looks_like(data: np.ndarray, update: np.ndarray) -> bool:
-    """Whether a vector shows an update: by correlation, or word for word in fixed point at any usual scale."""
-    if data.shape != update.shape or not np.isfinite(data).all() or not data.std():
-        return False
-    return bool(abs(np.corrcoef(data, update)[0, 1]) > 0.05)
-
-
-def held_by_the_server(seen: Seen) -> list[np.ndarray]:
-    """All vectors of the updates' length in what came and in the run folder, as floats and as integers."""
-    found: list[np.ndarray] = []
-    size = len(next(iter(seen.vectors.values()))) if seen.vectors else 0
-    size = size or max(r.update.size for r in seen.replies(wire.Update))
-    blobs = [wire.pack(reply) for _, _, reply in seen.messages if reply is not None]
-    blobs += [path.read_bytes() for path in seen.folder.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
-    for blob in blobs:
-        for start in range(len(blob) - 4 * size + 1):  # at every byte: nothing is said of how it is kept
-            window = blob[start : start + 4 * size]
+def shows(blob: bytes, update: np.ndarray) -> bool:
+    """Whether bytes hold, at any place, words or floats that correlate with an update above 0.05."""
+    centred = update - update.mean()
+    centred /= np.linalg.norm(centred)
+    for place in range(4):
+        usable = blob[place : place + (len(blob) - place) // 4 * 4]
+        for kind in ("<f4", "<i4"):
             with np.errstate(invalid="ignore"):
-                found += [
-                    np.frombuffer(window, "<f4").astype(np.float64),
-                    np.frombuffer(window, "<i4").astype(np.float64),
-                ]
-    return found
+                values = np.nan_to_num(np.frombuffer(usable, kind).astype(np.float64), posinf=0, neginf=0)
+            if len(values) < len(update):
+                continue
+            windows = sliding_window_view(values, len(update))
+            spread = windows.std(axis=1) * np.sqrt(len(update))
+            if bool((np.abs(windows @ centred) > 0.05 * np.maximum(spread, 1e-300)).any()):
+                return True
+    return False
+
+
+def held_by_the_server(seen: Seen) -> list[bytes]:
+    """What came and what the run folder keeps, but the model, which is the sum."""
+    blobs = [wire.pack(reply) for _, _, reply in seen.messages if reply is not None]
+    files = [path for path in seen.folder.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
+    return blobs + [path.read_bytes() for path in files]
 
 
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "in clear"])
@@ -201,12 +202,12 @@ def test_nothing_that_the_server_is_sent_or_keeps_looks_like_a_silos_update(
     """I5; without masks the same oracle finds every update."""
     study = study_of(secagg__enabled=masked, study__rounds=1, evaluation__release="none", simulation__silos=3)
     study, folders = folders_of(study, tmp_path / "silos")
-    updates: list[np.ndarray] = []
     with watched(monkeypatch) as seen:
         seen.folder = run(study, folders, tmp_path / "runs")
     updates = list(seen.vectors.values()) or [reply.update for reply in seen.replies(wire.Update)]
     assert len(updates) == 3 and all(np.abs(update).max() > 0 for update in updates)
-    shown = [any(looks_like(data, update) for data in held_by_the_server(seen)) for update in updates]
+    held = held_by_the_server(seen)
+    shown = [any(shows(blob, np.asarray(update, np.float64)) for blob in held) for update in updates]
     assert shown == [not masked] * 3
 
 
@@ -294,7 +295,7 @@ def test_a_process_that_dies_between_claim_and_mask_burns_the_sum_and_stays_char
     study, folders = folders_of(study, tmp_path / "other")
 
     def lose(silo: str, rounds: int, request: wire.Instruction) -> str:
-        return "request" if isinstance(request, wire.Train) else ""
+        return "request" if isinstance(request, wire.Train | wire.Close) else ""
 
     with watched(monkeypatch, lose) as seen:
         run(study, folders, tmp_path / "runs-2")
@@ -318,7 +319,7 @@ def test_copies_of_one_request_in_many_processes_are_masked_once(
     study, folders = folders_of(study, tmp_path / "silos")
 
     def lose(silo: str, rounds: int, request: wire.Instruction) -> str:
-        return "request" if isinstance(request, wire.Train) else ""
+        return "request" if isinstance(request, wire.Train | wire.Close) else ""
 
     with watched(monkeypatch, lose) as seen:
         run(study, folders, tmp_path / "runs")
@@ -424,7 +425,7 @@ def test_keys_of_a_sum_that_is_over_are_not_in_the_file_any_more(
     ("values", "sentence"),
     [
         ({"cohort.min_silos": 2}, r"cohort.min_silos = 2 is not allowed .* write min_silos = 3"),
-        ({"secagg.max_colluding": 3}, r"cohort.min_silos = 3 .* max_colluding = 3.* write min_silos = 5"),
+        ({"secagg.max_colluding": 3}, r"cohort.min_silos = 3 .*max_colluding = 3.* write min_silos = 5"),
         ({"simulation.silos": 129}, r"simulation.silos = 129 .* at most 128 silos in this version"),
         (
             {"privacy.mechanism": "none", "privacy.noise_multiplier": None, "cohort.fraction": 0.5},
