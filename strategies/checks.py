@@ -392,6 +392,13 @@ def _masking_problems(file: File) -> Iterator[tuple[str, ...]]:
 
 def _release_problems(file: File) -> Iterator[tuple[str, ...]]:
     evaluation, data = file.evaluation, file.data
+    if evaluation.release in ("masked", "noisy") and data.test_share == 0:
+        yield (
+            f"evaluation.release = '{evaluation.release}' needs records to evaluate on and data.test_share = 0 holds "
+            "none out; raise it or write release = 'none'",
+            "evaluation",
+            "release",
+        )
     masked = evaluation.release == "masked" or (evaluation.release is None and file.secagg.enabled)
     if masked and file.study.task == "regression" and data.target_range is None:
         yield (
@@ -422,13 +429,6 @@ def _release_problems(file: File) -> Iterator[tuple[str, ...]]:
             "data.target_range is missing: with evaluation.release = 'noisy' a regression needs public bounds of the "
             "value to predict, or no record's influence on the counts is bounded; write for example "
             "target_range = [0, 100]",
-            "evaluation",
-            "release",
-        )
-    if data.test_share == 0:
-        yield (
-            "evaluation.release = 'noisy' needs records to evaluate on and data.test_share = 0 holds none out; raise "
-            "it or write release = 'none'",
             "evaluation",
             "release",
         )

@@ -103,8 +103,10 @@ class Study:
 
     @property
     def release(self) -> Literal["masked", "noisy", "none"]:
-        """What of the silos' metric counts leaves them: as written, else exact sums under masks, else nothing."""
-        return self.file.evaluation.release or ("masked" if self.masked else "none")
+        """What of the silos' metric counts leaves them: as written; else exact sums where there are masks."""
+        if self.file.evaluation.release is not None:
+            return self.file.evaluation.release
+        return "masked" if self.masked and self.file.data.test_share > 0 else "none"
 
     def update_events(self) -> tuple[Event, ...]:
         """Return what the update of one round is, as a release."""

@@ -55,7 +55,7 @@ def _public() -> Any:
     return _marked(Seen.CLEAR, Protection.PUBLIC)
 
 
-def blob(data: bytes) -> Blob:
+def blob(data: bytes | memoryview) -> Blob:
     """Return bytes as a message holds them."""
     return np.frombuffer(data, np.uint8)
 
