@@ -69,7 +69,7 @@ def test_every_pattern_of_lost_silos_gives_the_exact_sum_or_nothing(scaled) -> N
     @settings(max_examples=scaled(2000), deadline=None)
     @given(st.data())
     def law(data: st.DataObject) -> None:
-        silos = min(data.draw(st.integers(2, 30)), data.draw(st.integers(2, 30)))
+        silos = min(data.draw(st.integers(2, 30)) for _ in range(3))
         colluding = data.draw(st.integers(0, min(silos - 2, 8)))
         world = joined(silos, colluding)
         gone = st.sets(st.integers(0, silos - 1), max_size=max(1, (silos - colluding) // 2 + 1))
