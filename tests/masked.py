@@ -22,7 +22,6 @@ from simulations.silos import REGISTRIES, complete, make_silos
 from simulations.sources import read_dataset
 from strategies import wire
 from strategies.secagg.claims import Claim
-from strategies.secagg.rows import Step
 from strategies.secagg.silo import SiloSession
 from strategies.study import Study, override
 
@@ -100,9 +99,9 @@ def watched(monkeypatch: pytest.MonkeyPatch, lose: Lose | None = None) -> Iterat
             return Message(Error(code=ErrorCode.NODE_UNAVAILABLE, reason="lost"), reply_to=message)
         return reply
 
-    def masked(self: SiloSession, claim: Claim, vectors: Any) -> Step:
+    def masked(self: SiloSession, claim: Claim, vectors: Any, **rest: Any) -> Any:
         seen.vectors[claim.t, self._name] = np.array(vectors[0], np.float64)
-        return mask(self, claim, vectors)
+        return mask(self, claim, vectors, **rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(InlineGrid, "_answer", answered)

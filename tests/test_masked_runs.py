@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from ledgers import forget
 from masked import TEXT, Seen, folders_of, kinds_of, run, study_of, watched
 from numpy.lib.stride_tricks import sliding_window_view
 
+from client import round as local_round
 from client.models.base import Shape, build, layout_of, weights_of
 from client.silo import Silo
+from server import rounds
 from simulations.silos import REGISTRIES
 from strategies import wire
-from strategies.errors import StudyError
+from strategies.errors import Refusal, RefusalCode, RunError, StudyError
 from strategies.manifest import Manifest
 from strategies.proof.check import check
 from strategies.proof.trust import Trust
@@ -34,6 +37,7 @@ from strategies.secagg.claims import Claim
 from strategies.secagg.plan import setup_of
 from strategies.secagg.rows import PEERS, Peers, SumRow, sum_key
 from strategies.secagg.rows import State as SumState
+from strategies.secagg.server import ServerSession
 from strategies.secagg.silo import SiloSession
 from strategies.study import Study, override
 
@@ -302,7 +306,7 @@ def test_a_process_that_dies_between_claim_and_mask_burns_the_sum_and_stays_char
     (train,) = asked(wire.Train, seen, "silo-1")
 
     def dies() -> None:
-        SiloSession.mask = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,method-assign]
+        SiloSession.mask = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,method-assign]
         answer(folders[0], study, train)
 
     assert in_child(dies) == -signal.SIGKILL
@@ -404,18 +408,120 @@ def test_keys_of_a_sum_that_is_over_are_not_in_the_file_any_more(
     )
     mask = SiloSession.mask
 
-    def spied(self: SiloSession, claim: Claim, vectors: object) -> object:
+    def spied(self: SiloSession, claim: Claim, vectors: object, **rest: object) -> object:
         if self._name == "silo-1":
             keys[claim.t] = [bytes(key) for key in claim.keys.values()]
             pages = (folders[0] / "ledger.db").read_bytes()
             there[claim.t] = [any(key in pages for key in some) for some in keys.values()]
-        return mask(self, claim, vectors)  # type: ignore[arg-type]
+        return mask(self, claim, vectors, **rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SiloSession, "mask", spied)
     run(study, folders, tmp_path / "runs")
     assert there == {1: [True], 2: [False, True], 3: [False, False, True]}
     pages = (folders[0] / "ledger.db").read_bytes()
     assert not any(key in pages for some in keys.values() for key in some)
+
+
+# --- a coordinator that plays with what goes into a sum -----------------------------------------------------
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["uniform", "declared"])
+def test_a_coordinator_chooses_no_weights(own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silo that outweighs the others would be the sum: each checks that all weigh alike, as the study says."""
+    study, folders = folders_of(study_of(study__rounds=1, evaluation__release="none"), tmp_path / "silos")
+    to_json, trained = Manifest.to_json, []
+
+    def tilted(self: Manifest) -> str:
+        return to_json(replace(self, roster=tuple(replace(m, weight=m.weight if own else 1e-9) for m in self.roster)))
+
+    monkeypatch.setattr(Manifest, "to_json", lambda self: to_json(self) if own else tilted(self))
+    monkeypatch.setattr(
+        SiloSession, "mask", lambda self, *a, mask=SiloSession.mask, **k: trained.append(self) or mask(self, *a, **k)
+    )
+    if own:
+        run(study, folders, tmp_path / "runs")
+    else:
+        with pytest.raises(RunError, match="cannot be set up"):
+            run(study, folders, tmp_path / "runs")
+    assert len(trained) == (5 if own else 0)
+    with pytest.raises(StudyError, match=r"strategy.weights = 'declared' .* write weights = 'uniform'"):
+        study_of(strategy__weights="declared")
+
+
+def test_a_sum_of_another_kind_than_the_request_is_refused_before_anything_is_charged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact counts must not go into a sum that has noise of its own, where cohorts may change."""
+    study, folders = folders_of(study_of(study__rounds=1), tmp_path / "silos")
+    begin = ServerSession.begin
+
+    def other(self: ServerSession, kind: str, cohort: list[str], **rest: bytes) -> object:
+        return begin(self, {"update": "counts", "counts": "update"}[kind], cohort, **rest)
+
+    monkeypatch.setattr(ServerSession, "begin", other)
+    with watched(monkeypatch) as seen:
+        folder = run(study, folders, tmp_path / "runs")
+    assert not lines_of(folder)[0]["aggregated"] and not seen.vectors
+    assert {reply.code for reply in seen.replies(wire.Refused)} == {"protocol"}
+    assert all(kinds_of(place) == [] for place in folders)
+
+
+def test_counts_are_given_only_in_a_run_that_the_silo_trains_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost no epsilon; a run of counts alone would be free to repeat over other silos."""
+    study, folders = folders_of(study_of(study__rounds=1), tmp_path / "silos")
+    monkeypatch.setattr(
+        rounds,
+        "_trained_masked",
+        lambda way, requests, number, progress: rounds._Trained(
+            state=progress.state, survivors=tuple(requests), arrived=(), refused={}
+        ),
+    )
+    with watched(monkeypatch) as seen:
+        run(study, folders, tmp_path / "runs")
+    assert len(seen.replies(wire.Refused)) == 5 and not seen.vectors
+    assert all(kinds_of(place) == [] for place in folders)
+
+
+def test_a_silo_that_is_silent_at_the_beginning_is_left_out_of_the_sums_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, folders = folders_of(study_of(study__rounds=1), tmp_path / "silos")
+
+    def lose(silo: str, rounds: int, request: wire.Instruction) -> str:
+        return "request" if isinstance(request, wire.Setup) and silo == "silo-2" else ""
+
+    with watched(monkeypatch, lose) as seen:
+        folder = run(study, folders, tmp_path / "runs")
+    (line,) = lines_of(folder)
+    assert (line["cohort"], line["aggregated"], line["counts"]["silos"]) == (4, True, 4)  # type: ignore[index]
+    report = json.loads((folder / "report.json").read_text())
+    assert {silo["name"]: silo["refusal"] for silo in report["silos"]}["silo-2"] == "silent"
+    assert not [m for silo, m, _ in seen.messages if silo == "silo-2" and isinstance(m, wire.Train)]
+
+
+@pytest.mark.parametrize(("code", "lasting"), [("internal", False), ("budget", True)])
+def test_sums_without_noise_wait_for_a_silo_that_refuses_once_and_end_with_one_that_is_out(
+    code: str, lasting: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(privacy__mechanism="none", privacy__noise_multiplier=None, evaluation__release="none")
+    study, folders = folders_of(study, tmp_path / "silos")
+    prepare = local_round.prepare
+
+    def refuses(request: wire.Train, *rest: object) -> object:
+        if request.round == 1 and rest[1].name == "silo-2":  # type: ignore[attr-defined]
+            raise Refusal(RefusalCode(code), "once")
+        return prepare(request, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(local_round, "prepare", refuses)
+    if lasting:
+        with pytest.raises(
+            RunError, match=r"silo silo-2 refuses \(budget\), and sums without noise are over all silos"
+        ):
+            run(study, folders, tmp_path / "runs")
+    else:
+        assert [line["aggregated"] for line in lines_of(run(study, folders, tmp_path / "runs"))] == [False, True]
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

@@ -178,8 +178,6 @@ def _released(study: Study, facts: Mapping[str, Any]) -> tuple[Event, ...]:
     events = study.round_events() * int(facts["rounds"])
     if facts["closed"]:
         events = (*events, *study.closing_events())
-    if study.masked and study.release == "masked":
-        events = (*events, *study.count_events())  # of all silos, also of those that no round has chosen
     if not study.private:  # also before its first round, such a run has no bound
         events = (*events, *study.round_events()[:1])
     return events
