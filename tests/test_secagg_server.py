@@ -584,6 +584,9 @@ def test_a_record_with_a_silo_that_sent_nothing_is_refused(world: World) -> None
     assert refusal(silo, lambda: silo.close(world.signed(record))) is Code.RECORD
     honest = replace(record, survivors=SIX, words=(bytes(32),) * 6)
     assert silo.close(world.signed(honest)) == b""
+    strange = world.signed(replace(honest, survivors=(*SIX[1:], "stranger")))
+    other = world.silos["silo-000"]  # has uploaded and backs nothing yet
+    assert refusal(other, lambda: other.close(strange)) is Code.RECORD
 
 
 def test_a_record_states_the_hash_of_the_total(world: World) -> None:
