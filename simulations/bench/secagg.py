@@ -38,7 +38,7 @@ SHARES = (0.0, 0.01, 0.1)  # of the cohort, dropped after they were asked
 _MOST_MASKS = 10  # of a comparison; the silo itself draws as many as there are silos
 _LAYER = 1_000_000  # values of an array that Flower draws at once
 _BARE_BLOCK = 2**20
-_SUM_WORK = 3e10  # values drawn in the sums of a row; beyond it one sum is measured, of many silos
+_MOST_UPLOADS, _MOST_DRAWN = 200, 3e10  # uploads, and values of all masks, of the sums of a row; one sum at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Row:
         silo_answers_cpu_s: the part of it after the upload: signed view and shares.
         silo_setup_cpu_s: once a run: join, check of all keys, first sum of one value.
         server_cpu_s: of all uploads and answers.
-        server_open_cpu_s: the part of it after the last answer: seeds from shares, masks, decoding.
+        server_open_cpu_s: the part of it from the last answers on: seeds from shares, masks, decoding.
         upload_bytes: of one silo.
         answer_bytes: of one silo, after its upload.
         received_bytes: of the server, from all silos.
@@ -116,7 +116,7 @@ def work(grid: Grid, laps: int) -> float:
 
 
 def _sums(size: int, silos: int, laps: int) -> int:
-    return max(1, min(laps, int(_SUM_WORK / (size * silos**2))))
+    return max(1, min(laps, _MOST_UPLOADS // silos, int(_MOST_DRAWN / (size * silos**2))))
 
 
 def bench(grid: Grid, *, laps: int, tell: Tell, advance: Advance) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _masks_in_turn(size: int, masks: int, laps: int) -> dict[str, list[float]]:
         "bare": _bare(words, masks),
         "flower": flower,
     }
-    seconds = in_turn(ways, laps=laps, steps=max(1, 2_000_000 // (size * masks)), clock=time.process_time)
+    seconds = in_turn(ways, laps=laps, steps=max(1, min(10, 2_000_000 // (size * masks))), clock=time.process_time)
     return {way: [1e9 * lap_s / (masks * size) for lap_s in found] for way, found in seconds.items()}
 
 
