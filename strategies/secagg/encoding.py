@@ -28,7 +28,7 @@ def enc(*items: Item) -> bytes:
     """
     parts: list[bytes | bytearray | memoryview] = []
     for item in items:
-        part = _part(item)
+        part = item if type(item) is bytes else _part(item)
         parts += (len(part).to_bytes(4, "little"), part)
     return b"".join(parts)
 
