@@ -84,7 +84,7 @@ def masking_otherwise(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
 
 
 def test_a_total_that_is_not_the_sum_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    cohort = sums.Cohort(50, 4)
+    cohort = sums.Cohort(50, 4, lambda: None)
     cohort.run("train", 1, lambda _: None)
     masking_otherwise(monkeypatch, lambda vector: vector * np.float32(1.001))
     with pytest.raises(RunError, match="not the sum"):
@@ -93,17 +93,19 @@ def test_a_total_that_is_not_the_sum_is_no_result(monkeypatch: pytest.MonkeyPatc
 
 def test_a_sum_that_is_not_finished_is_no_result() -> None:
     with pytest.raises(RunError, match="aborted"):
-        sums.Cohort(50, 4).run("train", 2, lambda _: None)
+        sums.Cohort(50, 4, lambda: None).run("train", 2, lambda _: None)
 
 
 @pytest.mark.parametrize(("dropped", "exchanges"), [(0, 1), (1, 2)])
 def test_each_side_is_charged_its_own_time(dropped: int, exchanges: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    cohort, now = sums.Cohort(50, 4), [0.0]
-    monkeypatch.setattr(sums, "_CLOCK", lambda: now[0])
-    receive, unmask = Sum.receive, SiloSession.unmask
+    now = [0.0]
 
     def waited(seconds: float) -> None:
         now[0] += seconds
+
+    cohort = sums.Cohort(50, 4, lambda: waited(10_000_000))
+    receive, unmask = Sum.receive, SiloSession.unmask
+    monkeypatch.setattr(sums, "_CLOCK", lambda: now[0])
 
     def received(self: Sum, replies: dict[str, bytes]) -> Phase:
         waited(7)
@@ -119,6 +121,7 @@ def test_each_side_is_charged_its_own_time(dropped: int, exchanges: int, monkeyp
     costs = cohort.run("train", dropped, lambda _: None)
     assert (costs.server_s, costs.open_s) == (7 * exchanges, 7)
     assert [(part.upload_s, part.answers_s) for part in costs.silos] == [(100_000, 1000 * exchanges)] * (4 - dropped)
+    assert [part.floor_s for part in costs.silos] == [*[None] * (1 - dropped), *[10_000_000] * 3]
 
 
 def test_the_bare_floor_draws_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
