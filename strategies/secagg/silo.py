@@ -145,30 +145,23 @@ class SiloSession:
             raise SecaggError(Code.CONFIG)
         before, peers = self._peers(asked)
         self._check_cohort(asked, peers)
-        ctx, key = asked.context(self._digest), sum_key(asked.t)
-        row = self._read(key)
+        ctx, row = asked.context(self._digest), self._read(sum_key(asked.t))
         if row is not None:
             return _again(SumRow.read(row), asked, ctx)
         if not peers.last < asked.t <= self._setup.sums:
             raise SecaggError(Code.ORDER)
-        claimed = SumRow(state=State.CLAIMED, ctx=ctx, kind=asked.kind, cohort=asked.cohort)
         keys = {peer: stepped(pair, peers.last, asked.t) for peer, pair in peers.keys.items()}
         now = Peers(last=asked.t, directory=peers.directory, keys=keys)
-        changes = [
-            Change(key=key, expected=None, new=claimed.to_bytes()),
-            Change(key=PEERS, expected=before, new=now.to_bytes()),
-            *self._over(peers.last),
-        ]
-        if before is None:
-            changes.append(Change(key=SECRET, expected=self._read(SECRET), new=None))
-        if self._exact(asked) and self._read(EXACT) is None:
-            changes.append(Change(key=EXACT, expected=None, new=enc(*asked.cohort)))
         return Claim(
             t=asked.t,
             kind=asked.kind,
             ctx=ctx,
             cohort=asked.cohort,
-            changes=tuple(changes),
+            changes=(
+                Change(key=PEERS, expected=before, new=now.to_bytes()),
+                *self._over(peers.last),
+                *self._begun(asked, ctx, first=before is None),
+            ),
             keys={peer: bytearray(keys[peer]) for peer in asked.cohort if peer != self._name},
         )
 
@@ -272,6 +265,16 @@ class SiloSession:
 
     def _exact(self, asked: Request) -> bool:
         return self._setup.kinds[asked.kind].protection == "none"
+
+    def _begun(self, asked: Request, ctx: bytes, *, first: bool) -> tuple[Change, ...]:
+        """Return the changes that begin a sum, beside those of the keys; with the first one the private key goes."""
+        claimed = SumRow(state=State.CLAIMED, ctx=ctx, kind=asked.kind, cohort=asked.cohort)
+        changes = [Change(key=sum_key(asked.t), expected=None, new=claimed.to_bytes())]
+        if first:
+            changes.append(Change(key=SECRET, expected=self._read(SECRET), new=None))
+        if self._exact(asked) and self._read(EXACT) is None:
+            changes.append(Change(key=EXACT, expected=None, new=enc(*asked.cohort)))
+        return tuple(changes)
 
     def _over(self, t: int) -> tuple[Change, ...]:
         """Return the change that ends sum t, if it is not over."""
