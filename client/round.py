@@ -32,11 +32,12 @@ from client.witness import NO_RECEIPTS, Evidence, countersign, read_evidence, re
 from strategies import wire
 from strategies.base import Aux, Contribution
 from strategies.counts import CountLayout
-from strategies.errors import AccountingError, ProtocolError, Refusal, RefusalCode
+from strategies.errors import AccountingError, ProtocolError, Refusal, RefusalCode, RunError
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import merge
+from strategies.privacy.silo_level import released
 from strategies.spec import Registries
 from strategies.statement import BudgetStatement, Statement
 from strategies.study import Study
@@ -160,7 +161,7 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
             data_root=root,
             run=manifest.run,
             round=request.round,
-            events=study.round_events(),
+            events=silo.policy.charged(study),
             manifest=manifest.digest(),
             receipts=evidence.receipts,
         )
@@ -195,9 +196,17 @@ def _train_one(job: Job) -> Result:
     seen = evaluate(module, job.records.held_out, shape, study)
     sentence = f"run {job.manifest.run[:8]} round {job.round}: model received has {_shown(seen.metrics)}"
     job.silo.log(logging.INFO, sentence)
-    after = train_locally(module, job.records.train, shape, plan, study.strategy, job.aux)
+    try:
+        after = train_locally(module, job.records.train, shape, plan, study.strategy, job.aux)
+    except RunError as error:
+        if not study.silo_level:  # there the training itself is private, and so is that it failed
+            raise
+        job.silo.log(logging.WARNING, f"run {job.manifest.run[:8]} round {job.round}: counts as no update: {error}")
+        after = job.weights
     before = torch.from_numpy(np.array(job.weights))
-    contribution = study.strategy.update(before, torch.from_numpy(after), job.aux)
+    contribution = study.strategy.update(before, torch.from_numpy(np.array(after)), job.aux)
+    if study.silo_level:
+        contribution = replace(contribution, update=released(np.asarray(contribution.update), study))
     return Result(contribution=contribution, counts=seen.counts)
 
 
@@ -404,7 +413,7 @@ def plan_of(study: Study, silo_name: str, round: int) -> Plan:
         )
     key = hashlib.sha256(f"fedsilo/order/{study.file.study.seed}/{silo_name}/{round}".encode()).digest()
     return Plan(
-        private=study.private,
+        private=study.private and not study.silo_level,
         sampling_rate=training.sampling_rate,
         steps=training.steps,
         expected_batch_size=training.expected_batch_size,

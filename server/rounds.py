@@ -29,6 +29,7 @@ from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest, Member
 from strategies.privacy.accountant import epsilon
+from strategies.privacy.silo_level import noised_sum
 from strategies.statement import read_statement
 from strategies.study import Study
 
@@ -346,10 +347,7 @@ def _aggregate(study: Study, manifest: Manifest, state: State, updates: Mapping[
     strategy = study.strategy
     weights = {silo: manifest.weight_of(silo) for silo in updates}
     if isinstance(strategy, SumStrategy):
-        total = np.zeros_like(state.weights)
-        for silo in sorted(updates):
-            total += updates[silo]
-        after = strategy.aggregate(state, total, sum(weights.values()))
+        after = strategy.aggregate(state, _total(study, updates), sum(weights.values()))
     elif isinstance(strategy, PerSiloStrategy):
         plain = {silo: update / np.float32(weights[silo]) for silo, update in updates.items()}
         after = strategy.aggregate_each(state, plain, weights)
@@ -358,6 +356,17 @@ def _aggregate(study: Study, manifest: Manifest, state: State, updates: Mapping[
     if not np.isfinite(after.weights).all():
         raise RunError("the aggregated model holds values that are not finite; lower the learning rates of the study")
     return replace(after, weights=after.weights.astype(np.float32))
+
+
+def _total(study: Study, updates: Mapping[str, Vector]) -> Vector:
+    """Return the sum of the updates; where the server makes the privacy, noised before anything else."""
+    if study.file.privacy.mechanism == "central-gaussian":
+        return noised_sum(updates.values(), study)
+    ordered = [updates[silo] for silo in sorted(updates)]
+    total = np.zeros_like(ordered[0])
+    for update in ordered:
+        total += update
+    return total
 
 
 def spent(study: Study, asked: Mapping[str, int], closed: Collection[str] = ()) -> dict[str, float | None]:

@@ -77,34 +77,53 @@ class Study:
     @property
     def private(self) -> bool:
         """Whether the study trains with differential privacy."""
-        return self.file.privacy.mechanism == "dp-sgd"
+        return self.file.privacy.mechanism != "none"
+
+    @property
+    def silo_level(self) -> bool:
+        """Whether a silo's whole update is clipped and noised, and not each unit in each step."""
+        return self.private and self.file.privacy.mechanism != "dp-sgd"
 
     @cached_property
     def noise_multiplier(self) -> float:
         """Noise divided by clip norm: as written, or calibrated so that the whole study keeps its epsilon."""
-        privacy, training = self.file.privacy, self.file.training
+        privacy = self.file.privacy
         if not self.private:
             return 0.0
         if privacy.noise_multiplier is not None:
             return privacy.noise_multiplier
+        return self._reach * self.calibrated(privacy.epsilon or math.nan)
+
+    @property
+    def _reach(self) -> float:
+        """How many clip norms one unit can move what is noised; a silo's update may go from one end of the ball to the
+        other (strategies/privacy/silo_level.py)."""
+        return 2.0 if self.silo_level else 1.0
+
+    def calibrated(self, target: float) -> float:
+        """Return the least noise, over what one unit can move, with which a whole run keeps `target` as its epsilon."""
+        privacy, each = self.file.privacy, self.update_event(1.0)
         return calibrate(
-            privacy.epsilon or math.nan,
+            target,
             privacy.delta,
-            sampling_rate=training.sampling_rate,
-            steps=training.steps * self.file.study.rounds,
+            sampling_rate=each.sampling_rate,
+            steps=each.steps * self.file.study.rounds,
             accountant=privacy.accountant,
             beside=self.closing_events() * (self.file.study.rounds + 1),
         )
+
+    def update_event(self, noise: float) -> Gaussian:
+        """Return what the private update of one round costs, with `noise` over what one unit can move."""
+        training = self.file.training
+        if self.silo_level:  # the update leaves once, and nothing hides which units were in it
+            return Gaussian(noise_multiplier=noise)
+        return Gaussian(noise_multiplier=noise, sampling_rate=training.sampling_rate, steps=training.steps)
 
     def round_events(self) -> tuple[Event, ...]:
         """Return what one round releases, at worst: the update, and the counts of the model that came with it."""
         if not self.private:
             return (Exact(what="model update"), *self.closing_events())
-        training = self.file.training
-        update = Gaussian(
-            noise_multiplier=self.noise_multiplier, sampling_rate=training.sampling_rate, steps=training.steps
-        )
-        return (update, *self.closing_events())
+        return (self.update_event(self.noise_multiplier / self._reach), *self.closing_events())
 
     def closing_events(self) -> tuple[Event, ...]:
         """Return what the end of a run releases: the noisy counts of the final model, if the study asks for them."""

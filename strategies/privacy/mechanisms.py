@@ -1,0 +1,63 @@
+"""Where a study's noise is made, from the least trust to none asked for, and which settings go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import get_args
+
+from strategies.base import PerSiloStrategy, Strategy
+from strategies.sections import File, Mechanism
+
+STRICTEST_FIRST: tuple[Mechanism, ...] = get_args(Mechanism)
+_OF_SUMS = ("distributed-gaussian", "central-gaussian")  # the noise is that of the sum
+
+
+def at_least(limit: Mechanism) -> tuple[Mechanism, ...]:
+    """Return the mechanisms that are as strict as `limit` or stricter, strictest first."""
+    return STRICTEST_FIRST[: STRICTEST_FIRST.index(limit) + 1]
+
+
+def problems(file: File, strategy: Strategy | None) -> Iterator[tuple[str, ...]]:
+    """Yield a sentence and the place of each setting that does not go with the mechanism."""
+    mechanism = file.privacy.mechanism
+    if mechanism in _OF_SUMS and file.strategy.weights != "uniform":
+        yield (
+            f"strategy.weights = '{file.strategy.weights}' is not allowed with privacy.mechanism = '{mechanism}', "
+            "whose noise is measured against a sum of equal weights; write weights = 'uniform' or mechanism = "
+            "'local-gaussian'",
+            "strategy",
+            "weights",
+        )
+    if mechanism == "central-gaussian" and isinstance(strategy, PerSiloStrategy):
+        yield (
+            f"strategy.name = '{file.strategy.name}' needs each silo's update by itself, and privacy.mechanism = "
+            "'central-gaussian' protects their sum alone; choose a strategy that needs only the sum, such as fedavg(), "
+            "or write mechanism = 'local-gaussian'",
+            "strategy",
+            "name",
+        )
+    if mechanism == "distributed-gaussian":
+        yield from _distributed(file)
+
+
+def _distributed(file: File) -> Iterator[tuple[str, ...]]:
+    if not file.secagg.enabled:
+        yield (
+            "privacy.mechanism = 'distributed-gaussian' needs secure aggregation, as one silo's share of the noise is "
+            "too little by itself; write secagg.enabled = true or mechanism = 'local-gaussian'",
+            "privacy",
+            "mechanism",
+        )
+    if file.privacy.accountant != "rdp":
+        yield (
+            f"privacy.accountant = '{file.privacy.accountant}' is not allowed with mechanism = 'distributed-gaussian': "
+            "the bound for sums of discrete Gaussians is one on Rényi divergences; write accountant = 'rdp'",
+            "privacy",
+            "accountant",
+        )
+    yield (
+        "privacy.mechanism = 'distributed-gaussian' is not part of this version: shares of noise are not added to "
+        "masked updates yet; write mechanism = 'local-gaussian', or 'dp-sgd' with secure aggregation",
+        "privacy",
+        "mechanism",
+    )
