@@ -10,7 +10,6 @@ read or trained for a study without one that holds at that moment.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from strategies.errors import Refusal, RefusalCode, VerificationError
-from strategies.privacy.events import Exact
 from strategies.proof.canonical import dump, load
 from strategies.proof.entries import is_hex, public_hex, signed_by
 from strategies.study import Study
@@ -129,14 +127,6 @@ def admit(silo: Silo, study: Study) -> None:
         raise Refusal(
             RefusalCode.POLICY,
             f"data root '{root}' was registered with data.unit '{registered.unit}'; the study protects '{study.unit}'",
-        )
-    charged = silo.policy.charged(study)
-    if study.private and math.isfinite(registered.epsilon) and any(isinstance(event, Exact) for event in charged):
-        raise Refusal(
-            RefusalCode.BUDGET,
-            f"privacy.mechanism = '{study.file.privacy.mechanism}' gives the server this silo's exact update, which no "
-            "finite budget covers; if the silo trusts the server to add the noise, write mechanism = "
-            "'central-gaussian' under [require] in policy.toml, else ask for 'local-gaussian'",
         )
     gate = silo.policy.budget[root].gate
     if gate != registered.gate:

@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from strategies.errors import Refusal, RefusalCode, SettingError
 from strategies.privacy.budget import Budget
 from strategies.privacy.dataroot import Gate
-from strategies.privacy.events import Event, Exact
-from strategies.privacy.mechanisms import at_least
+from strategies.privacy.mechanisms import allowed_by
 from strategies.sections import Mechanism
 from strategies.spec import parse_spec
 from strategies.study import Study
@@ -42,7 +41,7 @@ class BudgetTable(_Table):
 class Requirements(_Table):
     """Limits on any study."""
 
-    mechanism: Mechanism = "dp-sgd"  # or stricter; "central-gaussian" says that the server is trusted with the noise
+    mechanism: Mechanism = "dp-sgd"  # or one that trusts fewer; see strategies/privacy/mechanisms.py
     secagg: bool = False
     min_cohort: Annotated[int, Field(ge=1)] = 3
     max_sampling_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -110,20 +109,11 @@ class Policy(_Table):
                 f"study {study.digest[:12]} has not been approved at this silo; use fedsilo-silo approve",
             )
 
-    def charged(self, study: Study) -> tuple[Event, ...]:
-        """Return what one round of a study costs a silo with this policy.
-
-        Central noise is added by the server, which has the exact update before: without trust in it there is no bound.
-        """
-        if study.file.privacy.mechanism == "central-gaussian" and self.require.mechanism != "central-gaussian":
-            return (Exact(what="clipped model update, to the server"), *study.round_events())
-        return study.round_events()
-
     def _rules(self, study: Study, data_root: str | None) -> list[tuple[bool, str, object, str]]:
         """Return of each limit whether it is kept, the setting, its value in the study and what is allowed."""
         require, file = self.require, study.file
         training, privacy, release = file.training, file.privacy, file.evaluation.release
-        models, allowed = require.allow_models, at_least(require.mechanism)
+        models, allowed = require.allow_models, allowed_by(require.mechanism)
         tables = [self.budget[data_root]] if data_root in self.budget else list(self.budget.values())
         delta = min((table.delta for table in tables), default=1.0)
         return [

@@ -161,7 +161,7 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
             data_root=root,
             run=manifest.run,
             round=request.round,
-            events=silo.policy.charged(study),
+            events=study.round_events(),
             manifest=manifest.digest(),
             receipts=evidence.receipts,
         )

@@ -63,6 +63,7 @@ def run_command(
 ) -> None:
     """Run a study across simulated silos and write its run folder."""
     from simulations.ready import read_study
+    from strategies.privacy.silo_level import silos_a_round, warning
 
     values = dict(parse_override(text) for text in overrides or [])
     values |= {key: value for key, value in (("study.seed", seed), ("simulation.engine", engine)) if value is not None}
@@ -72,6 +73,8 @@ def run_command(
     console = Console(stderr=as_json, highlight=False, quiet=as_json)
     if not parsed.private:
         console.print("[bold red]mechanism = 'none': this run has NO differential privacy[/]")
+    if few := warning(parsed, silos_a_round(parsed, parsed.file.simulation.silos)):
+        console.print(f"[yellow]{few}[/]")
     with _progress(console, parsed) as seen:
         try:
             outcome = simulate(parsed, base, out=out, fresh=fresh)
@@ -218,6 +221,7 @@ def machine_readable(outcome: Outcome) -> dict[str, Any]:
         "rounds": len(rounds),
         "seconds": {"total": round(outcome.seconds, 3), "per_round": per_round},
         "mechanism": facts["privacy"]["mechanism"],
+        "warning": (facts["privacy"]["silo_level"] or {}).get("warning"),
     }
 
 

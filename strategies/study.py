@@ -95,6 +95,11 @@ class Study:
         return self._reach * self.calibrated(privacy.epsilon or math.nan)
 
     @property
+    def unit_noise_multiplier(self) -> float:
+        """Noise divided by what one unit can move of what is noised: what the accountant takes."""
+        return self.noise_multiplier / self._reach
+
+    @property
     def _reach(self) -> float:
         """How many clip norms one unit can move what is noised; a silo's update may go from one end of the ball to the
         other (strategies/privacy/silo_level.py)."""
@@ -123,7 +128,7 @@ class Study:
         """Return what one round releases, at worst: the update, and the counts of the model that came with it."""
         if not self.private:
             return (Exact(what="model update"), *self.closing_events())
-        return (self.update_event(self.noise_multiplier / self._reach), *self.closing_events())
+        return (self.update_event(self.unit_noise_multiplier), *self.closing_events())
 
     def closing_events(self) -> tuple[Event, ...]:
         """Return what the end of a run releases: the noisy counts of the final model, if the study asks for them."""

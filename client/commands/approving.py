@@ -22,6 +22,7 @@ from client.commands.access import (
     simulated,
 )
 from strategies.errors import Refusal, RefusalCode
+from strategies.privacy.silo_level import warning
 
 if TYPE_CHECKING:
     from client.silo import Silo
@@ -113,6 +114,8 @@ def describe(silo: Silo, study: Study, whole: Admission) -> dict[str, Any]:
         "rounds": file.study.rounds,
         "releases_per_round": _releases(study),
         "secagg": file.secagg.enabled,
+        "mechanism": file.privacy.mechanism,
+        "warning": warning(study, file.cohort.min_silos),
         "gate": whole.root.gate,
         "order": whole.root.order,
         "delta": whole.root.delta,
@@ -149,13 +152,25 @@ def _releases(study: Study) -> list[str]:
     training, privacy = study.file.training, study.file.privacy
     if not study.private:
         return ["one model update WITHOUT differential privacy"]
+    noise = f"noise {study.noise_multiplier:g} x clip norm {privacy.clip_norm:g}"
     found = [
-        f"one model update: {training.steps} steps, each with noise {study.noise_multiplier:g} x clip norm "
-        f"{privacy.clip_norm:g} on a sample of rate {training.sampling_rate:g}"
+        {
+            "dp-sgd": f"one model update: {training.steps} steps, each with {noise} on a sample of rate "
+            f"{training.sampling_rate:g}",
+            "local-gaussian": f"one model update, clipped as a whole, with {noise}",
+            "distributed-gaussian": f"one model update, clipped as a whole, with a share of {noise} under its mask",
+            "central-gaussian": f"one model update, clipped as a whole, EXACT: the server is trusted to add {noise} "
+            "to the sum",
+        }[privacy.mechanism]
     ]
     if study.closing_events():
         found.append(f"metric counts with noise {study.file.evaluation.noise_multiplier:g} x their sensitivity")
     return found
+
+
+def _seen(facts: dict[str, Any]) -> str:
+    noise = "exact" if facts["mechanism"] == "central-gaussian" else "noised"
+    return f"only {noise} sums over silos" if facts["secagg"] else f"this silo's own {noise} update"
 
 
 def _finite(value: float) -> float | None:
@@ -183,7 +198,7 @@ def _show(facts: dict[str, Any]) -> None:
         ("model", facts["model"] + (f", starting from {facts['initial']}" if facts["initial"] else "")),
         ("strategy", f"{facts['strategy']}, {facts['rounds']} rounds"),
         ("leaves each round", "; ".join(facts["releases_per_round"])),
-        ("seen by the server", "only sums over silos" if facts["secagg"] else "this silo's own noised update"),
+        ("seen by the server", _seen(facts)),
         ("this study, PLD", f"epsilon {_number(epsilon['pld_study'])} at delta {facts['delta']:g}, at worst"),
         ("all to date, PLD", f"epsilon {_number(epsilon['pld_to_date'])} with it"),
         (
@@ -193,6 +208,7 @@ def _show(facts: dict[str, Any]) -> None:
         ),
         ("fits", "yes, to its end" if facts["fits"] else "NO"),
         ("would fit at most", _at_most(facts)),
+        *([("warning", facts["warning"])] if facts["warning"] else []),
     ]
     for row in rows:
         table.add_row(*row)

@@ -1,4 +1,4 @@
-"""Where a study's noise is made, from the least trust to none asked for, and which settings go with it."""
+"""Where a study's noise is made, from the least trust in others to no noise at all, and what goes with it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import get_args
 from strategies.base import PerSiloStrategy, Strategy
 from strategies.sections import File, Mechanism
 
-STRICTEST_FIRST: tuple[Mechanism, ...] = get_args(Mechanism)
+_STRICTEST_FIRST: tuple[Mechanism, ...] = get_args(Mechanism)
 _OF_SUMS = ("distributed-gaussian", "central-gaussian")  # the noise is that of the sum
 
 
-def at_least(limit: Mechanism) -> tuple[Mechanism, ...]:
-    """Return the mechanisms that are as strict as `limit` or stricter, strictest first."""
-    return STRICTEST_FIRST[: STRICTEST_FIRST.index(limit) + 1]
+def allowed_by(limit: Mechanism) -> tuple[Mechanism, ...]:
+    """Return the mechanisms that a silo allows whose policy says `limit`: it and those that trust fewer.
+
+    With central noise the server holds each exact update, so a bound holds against everybody else. A ledger that states
+    it rests on trust in the server, and only the word `central-gaussian` says that there is some: `none` does not.
+    """
+    allowed = _STRICTEST_FIRST[: _STRICTEST_FIRST.index(limit) + 1]
+    return tuple(name for name in allowed if name != "central-gaussian" or limit == name)
 
 
 def problems(file: File, strategy: Strategy | None) -> Iterator[tuple[str, ...]]:

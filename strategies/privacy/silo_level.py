@@ -93,6 +93,12 @@ def released(update: Vector, study: Study) -> Vector:
     return noised(vector, clip_norm=privacy.clip_norm, noise_multiplier=study.noise_multiplier, random=SecretRandom())
 
 
+def silos_a_round(study: Study, members: int) -> int:
+    """Return how many of a run's silos train in each round."""
+    cohort = study.file.cohort
+    return min(members, max(cohort.min_silos, math.ceil(cohort.fraction * members)))
+
+
 def noise_on_mean(study: Study, silos: int) -> float:
     """Return the standard deviation of the noise on each parameter of the mean of so many silos' updates."""
     deviation = study.noise_multiplier * study.file.privacy.clip_norm
