@@ -19,6 +19,8 @@ from rich.table import Column, Table
 
 from strategies.command import guarded, not_built
 from strategies.errors import SettingError, nearest
+from strategies.privacy.mechanisms import TRUSTED
+from strategies.sections import Mechanism
 from strategies.study import parse_override
 
 if TYPE_CHECKING:
@@ -120,6 +122,10 @@ def sweep_command(
     epsilons: Annotated[
         list[float] | None, typer.Option("--epsilon", help="Of a private row; may be repeated. Default: 8, 3 and 1.")
     ] = None,
+    mechanisms: Annotated[
+        list[str] | None,
+        typer.Option("--mechanism", help="privacy.mechanism of the private rows; may be repeated. Default: dp-sgd."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 1.")] = 3,
     overrides: Annotated[
         list[str] | None,
@@ -137,6 +143,7 @@ def sweep_command(
         sweep(
             name,
             epsilons=epsilons or (8.0, 3.0, 1.0),
+            mechanisms=[_mechanism(text) for text in mechanisms or ["dp-sgd"]],
             seeds=range(1, seeds + 1),
             overrides=values,
             out=out,
@@ -151,6 +158,13 @@ def sweep_command(
     for table in tables:
         print(markdown(table))
     print(f"tables and picture: {folder}")
+
+
+def _mechanism(text: str) -> Mechanism:
+    found = [name for name in TRUSTED if name == text]
+    if not found:
+        raise SettingError(f"--mechanism {text} is not allowed; {nearest(text, TRUSTED)}")
+    return found[0]
 
 
 @app.command("audit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

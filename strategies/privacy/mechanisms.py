@@ -9,6 +9,12 @@ from strategies.base import PerSiloStrategy, Strategy
 from strategies.sections import File, Mechanism
 
 _STRICTEST_FIRST: tuple[Mechanism, ...] = get_args(Mechanism)
+TRUSTED: dict[Mechanism, str] = {
+    "dp-sgd": "nobody",
+    "local-gaussian": "nobody",
+    "distributed-gaussian": "the masks",
+    "central-gaussian": "the server",
+}  # outside the silo, of those that are private
 _OF_SUMS = ("distributed-gaussian", "central-gaussian")  # the noise is that of the sum
 
 
