@@ -25,6 +25,9 @@ class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_Metrics = Literal["masked", "noisy", "none"]
+
+
 class BudgetTable(_Table):
     """Budget of one data root; `inf` only where records are public."""
 
@@ -48,8 +51,14 @@ class Requirements(_Table):
     max_steps_per_round: Annotated[int, Field(ge=1)] = 10_000
     max_clip_norm: Annotated[float, Field(gt=0)] = 1000.0  # sums lie on a grid that is exact up to about there
     allow_models: tuple[str, ...] | None = None
-    allow_metrics: Literal["masked", "noisy", "none"] = "none"
+    min_colluding: Annotated[int, Field(ge=0)] = 0  # masks must hold against at least so many silos that collude
+    allow_metrics: _Metrics | tuple[_Metrics, ...] = "none"  # exact sums under masks; with charged noise; one or both
     approval: Literal["required", "automatic"] = "required"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What of metric counts may leave."""
+        return (self.allow_metrics,) if isinstance(self.allow_metrics, str) else self.allow_metrics or ("none",)
 
 
 class Policy(_Table):
@@ -112,13 +121,19 @@ class Policy(_Table):
     def _rules(self, study: Study, data_root: str | None) -> list[tuple[bool, str, object, str]]:
         """Return of each limit whether it is kept, the setting, its value in the study and what is allowed."""
         require, file = self.require, study.file
-        training, privacy, release = file.training, file.privacy, file.evaluation.release
+        training, privacy = file.training, file.privacy
         models, allowed = require.allow_models, allowed_by(require.mechanism)
         tables = [self.budget[data_root]] if data_root in self.budget else list(self.budget.values())
         delta = min((table.delta for table in tables), default=1.0)
         return [
             (privacy.mechanism in allowed, "privacy.mechanism", privacy.mechanism, " or ".join(allowed)),
             (file.secagg.enabled or not require.secagg, "secagg.enabled", file.secagg.enabled, "true"),
+            (
+                not study.masked or file.secagg.max_colluding >= require.min_colluding,
+                "secagg.max_colluding",
+                file.secagg.max_colluding,
+                f"at least {require.min_colluding}",
+            ),
             _least("cohort.min_silos", file.cohort.min_silos, require.min_cohort),
             _most("training.sampling_rate", training.sampling_rate, require.max_sampling_rate),
             _most("training.steps", training.steps, require.max_steps_per_round),
@@ -131,10 +146,10 @@ class Policy(_Table):
                 f"one of {', '.join(models or ())}",
             ),
             (
-                release in (None, "none", require.allow_metrics),
+                study.release in ("none", *require.metrics),
                 "evaluation.release",
-                release,
-                require.allow_metrics,
+                study.release,
+                " or ".join(require.metrics),
             ),
         ]
 

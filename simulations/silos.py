@@ -235,7 +235,7 @@ def _make_silo(folder: Path, study: Study, data: str) -> None:
             "mechanism": "central-gaussian" if study.private else "none",  # a simulated server is trusted
             "min_cohort": 1,
             "approval": "automatic",
-            "allow_metrics": "noisy",
+            "allow_metrics": ["masked", "noisy"],
         },
     }
     (folder / "silo.toml").write_text(tomlkit.dumps(settings), encoding="utf-8")

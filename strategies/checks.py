@@ -22,6 +22,7 @@ from strategies.base import PerSiloStrategy
 from strategies.errors import Problem, SettingError, StudyError, nearest
 from strategies.optimizers import OPTIMIZERS
 from strategies.privacy.mechanisms import problems as mechanism_problems
+from strategies.secagg.setup import MOST_SILOS, MOST_SUMS
 from strategies.sections import METRICS, CategoricalFeature, File, NumericFeature, shown
 from strategies.spec import STRATEGIES, Registries, Registry, parse_spec
 from strategies.tokens import VOCABULARIES
@@ -250,12 +251,6 @@ def _cross_checks(file: File, resolved: Mapping[str, Any], lines: _Lines, faulty
         "evaluation",
         "release",
     )
-    check(
-        not file.secagg.enabled,
-        "secagg.enabled = true: secure aggregation is not part of this version; write enabled = false",
-        "secagg",
-        "enabled",
-    )
     known = METRICS[file.study.task]
     for metric in evaluation.metrics:
         check(
@@ -293,7 +288,7 @@ def _cross_checks(file: File, resolved: Mapping[str, Any], lines: _Lines, faulty
         "data",
         "classes",
     )
-    own = (_data_problems(file), _training_problems(file), _release_problems(file))
+    own = (_data_problems(file), _training_problems(file), _release_problems(file), _masking_problems(file))
     for sentence, *path in chain(*own, mechanism_problems(file, strategy)):
         check(False, sentence, *path)
     return found
@@ -369,8 +364,74 @@ def _training_problems(file: File) -> Iterator[tuple[str, ...]]:
         )
 
 
+def _masking_problems(file: File) -> Iterator[tuple[str, ...]]:
+    """Yield what secure aggregation does not go with."""
+    secagg, cohort = file.secagg, file.cohort
+    if not secagg.enabled:
+        return
+    least = max(3, secagg.max_colluding + 2)
+    if cohort.min_silos < least:
+        yield (
+            f"cohort.min_silos = {cohort.min_silos} is not allowed with secagg.max_colluding = {secagg.max_colluding}: "
+            f"a sum hides a silo among at least 3, and 2 more than may collude; write min_silos = {least}",
+            "cohort",
+            "min_silos",
+        )
+    if file.simulation.silos > MOST_SILOS:
+        yield (
+            f"simulation.silos = {file.simulation.silos} is not allowed with secagg.enabled = true: a sum is over at "
+            f"most {MOST_SILOS} silos in this version; lower it or write enabled = false",
+            "simulation",
+            "silos",
+        )
+    if file.strategy.weights != "uniform":
+        yield (
+            f"strategy.weights = '{file.strategy.weights}' is not allowed with secagg.enabled = true: a silo that "
+            "outweighs all others would be the sum; write weights = 'uniform'",
+            "strategy",
+            "weights",
+        )
+    if file.study.rounds > MOST_SUMS // 2:
+        yield (
+            f"study.rounds = {file.study.rounds} is not allowed with secagg.enabled = true: a run has at most "
+            f"{MOST_SUMS} sums, two a round; lower it to {MOST_SUMS // 2}",
+            "study",
+            "rounds",
+        )
+    if file.privacy.mechanism == "none" and cohort.fraction < 1:
+        yield (
+            f"cohort.fraction = {cohort.fraction} is not allowed with secagg.enabled = true and privacy.mechanism = "
+            "'none': sums without noise over changing silos can be subtracted from each other; write fraction = 1.0",
+            "cohort",
+            "fraction",
+        )
+
+
 def _release_problems(file: File) -> Iterator[tuple[str, ...]]:
     evaluation, data = file.evaluation, file.data
+    if evaluation.release in ("masked", "noisy") and data.test_share == 0:
+        yield (
+            f"evaluation.release = '{evaluation.release}' needs records to evaluate on and data.test_share = 0 holds "
+            "none out; raise it or write release = 'none'",
+            "evaluation",
+            "release",
+        )
+    if evaluation.release == "masked" and file.cohort.fraction < 1:
+        yield (
+            f"cohort.fraction = {file.cohort.fraction} is not allowed with evaluation.release = 'masked': exact counts "
+            "are summed over all silos, in a round that all train in; write fraction = 1.0 or release = 'noisy'",
+            "evaluation",
+            "release",
+        )
+    masked = evaluation.release == "masked" or (evaluation.release is None and file.secagg.enabled)
+    if masked and file.study.task == "regression" and data.target_range is None:
+        yield (
+            "data.target_range is missing: masked metric counts of a regression need public bounds of the value to "
+            "predict, or their sum does not fit; write for example target_range = [0, 100] or evaluation.release = "
+            "'none'",
+            "evaluation",
+            "release",
+        )
     if evaluation.release != "noisy":
         if evaluation.noise_multiplier is not None:
             yield (
@@ -392,13 +453,6 @@ def _release_problems(file: File) -> Iterator[tuple[str, ...]]:
             "data.target_range is missing: with evaluation.release = 'noisy' a regression needs public bounds of the "
             "value to predict, or no record's influence on the counts is bounded; write for example "
             "target_range = [0, 100]",
-            "evaluation",
-            "release",
-        )
-    if data.test_share == 0:
-        yield (
-            "evaluation.release = 'noisy' needs records to evaluate on and data.test_share = 0 holds none out; raise "
-            "it or write release = 'none'",
             "evaluation",
             "release",
         )

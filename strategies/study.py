@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
@@ -20,7 +21,7 @@ from strategies.checks import checked, document_of
 from strategies.errors import Problem, SettingError, StudyError
 from strategies.optimizers import Optimizer
 from strategies.privacy.accountant import calibrate
-from strategies.privacy.events import Event, Exact, Gaussian
+from strategies.privacy.events import Event, Exact, Gaussian, Summed
 from strategies.sections import METRICS, USUAL_METRICS, File
 from strategies.spec import Registries
 
@@ -114,7 +115,7 @@ class Study:
             sampling_rate=each.sampling_rate,
             steps=each.steps * self.file.study.rounds,
             accountant=privacy.accountant,
-            beside=self.closing_events() * (self.file.study.rounds + 1),
+            beside=self.all_count_events(),
         )
 
     def update_event(self, noise: float) -> Gaussian:
@@ -124,20 +125,65 @@ class Study:
             return Gaussian(noise_multiplier=noise)
         return Gaussian(noise_multiplier=noise, sampling_rate=training.sampling_rate, steps=training.steps)
 
-    def round_events(self) -> tuple[Event, ...]:
-        """Return what one round releases, at worst: the update, and the counts of the model that came with it."""
-        if not self.private:
-            return (Exact(what="model update"), *self.closing_events())
-        return (self.update_event(self.unit_noise_multiplier), *self.closing_events())
+    @property
+    def masked(self) -> bool:
+        """Whether the server sees sums over silos alone."""
+        return self.file.secagg.enabled
 
-    def closing_events(self) -> tuple[Event, ...]:
-        """Return what the end of a run releases: the noisy counts of the final model, if the study asks for them."""
+    @property
+    def release(self) -> Literal["masked", "noisy", "none"]:
+        """What of the silos' metric counts leaves them: as written; else exact sums where there are masks."""
+        if self.file.evaluation.release is not None:
+            return self.file.evaluation.release
+        whole = self.file.data.test_share > 0 and self.file.cohort.fraction == 1
+        return "masked" if self.masked and whole else "none"
+
+    def update_events(self) -> tuple[Event, ...]:
+        """Return what the update of one round is, as a release."""
+        if not self.private:
+            return (Exact(what="model update"),)
+        return (self.update_event(self.unit_noise_multiplier),)
+
+    def count_events(self) -> tuple[Event, ...]:
+        """Return what the metric counts of one model are, as a release; nothing where none leave."""
+        if self.release == "masked":
+            return (Summed(what="metric counts of the held-out units", silos=self.file.cohort.min_silos),)
         noise_multiplier = self.file.evaluation.noise_multiplier
         return () if noise_multiplier is None else (Gaussian(noise_multiplier=noise_multiplier),)
+
+    def round_events(self) -> tuple[Event, ...]:
+        """Return what one round releases, at worst: the update, and the counts of one model.
+
+        These are of the model that came with the request to train; with masks, of the one after the round.
+        """
+        return (*self.update_events(), *self.count_events())
+
+    def closing_events(self) -> tuple[Event, ...]:
+        """Return what the end of a run releases: the counts of the final model, where no round has counted it."""
+        return () if self.masked else self.count_events()
+
+    def all_count_events(self) -> tuple[Event, ...]:
+        """Return all counts that a whole run releases."""
+        return self.count_events() * self.file.study.rounds + self.closing_events()
 
     def total_events(self) -> tuple[Event, ...]:
         """Return what a whole run releases, at worst."""
         return self.round_events() * self.file.study.rounds + self.closing_events()
+
+    def number_of_counts(self, round: int) -> int:
+        """Return the number of the release of masked counts after a round; that of the run's end is rounds + 1."""
+        return self.file.study.rounds + 1 + round
+
+    def releases_before(self, number: int) -> Iterator[int]:
+        """Return the numbers of all releases of a run that may come before one, the newest first."""
+        rounds = self.file.study.rounds
+        last = number - 1
+        if number > rounds + 1:
+            last = number - rounds - 2
+            yield last + 1
+        for round in range(last, 0, -1):
+            yield self.number_of_counts(round)
+            yield round
 
     def with_values(self, values: dict[str, Any], registries: Registries) -> Study:
         """Return the study with `section.key` values written into its text (for example what a simulation read off

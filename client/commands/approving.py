@@ -116,6 +116,7 @@ def describe(silo: Silo, study: Study, whole: Admission) -> dict[str, Any]:
         "secagg": file.secagg.enabled,
         "mechanism": file.privacy.mechanism,
         "warning": warning(study, file.cohort.min_silos),
+        "max_colluding": file.secagg.max_colluding,
         "gate": whole.root.gate,
         "order": whole.root.order,
         "delta": whole.root.delta,
@@ -150,8 +151,6 @@ def _columns(study: Study) -> list[str]:
 
 def _releases(study: Study) -> list[str]:
     training, privacy = study.file.training, study.file.privacy
-    if not study.private:
-        return ["one model update WITHOUT differential privacy"]
     noise = f"noise {study.noise_multiplier:g} x clip norm {privacy.clip_norm:g}"
     found = [
         {
@@ -161,10 +160,16 @@ def _releases(study: Study) -> list[str]:
             "distributed-gaussian": f"one model update, clipped as a whole, with a share of {noise} under its mask",
             "central-gaussian": f"one model update, clipped as a whole, EXACT: the server is trusted to add {noise} "
             "to the sum",
+            "none": "one model update WITHOUT differential privacy",
         }[privacy.mechanism]
     ]
-    if study.closing_events():
+    if study.release == "noisy":
         found.append(f"metric counts with noise {study.file.evaluation.noise_multiplier:g} x their sensitivity")
+    elif study.release == "masked":
+        found.append(
+            f"metric counts of the held-out units WITHOUT noise, in a sum over at least {study.file.cohort.min_silos} "
+            "silos"
+        )
     return found
 
 
@@ -213,6 +218,12 @@ def _show(facts: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*row)
     console().print(table)
+
+
+def _seen(facts: dict[str, Any]) -> str:
+    if not facts["secagg"]:
+        return "this silo's own update"
+    return f"only sums over silos, as long as at most {facts['max_colluding']} of them collude with it"
 
 
 def _at_most(facts: dict[str, Any]) -> str:

@@ -25,9 +25,9 @@ from strategies.errors import ProtocolError, SettingError
 from strategies.privacy import discrete
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.discrete import discrete_gaussian
+from strategies.privacy.distributed import Shares, reach, with_share
 from strategies.privacy.events import Gaussian
 from strategies.privacy.secret import SecretRandom
-from strategies.privacy.shares import Shares, reach, with_share
 from strategies.privacy.silo_level import clipped
 
 FALSE_ALARM = 1e-9
