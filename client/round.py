@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -252,7 +252,8 @@ def _masked(job: Job, claim: Claim, vector: Vector) -> wire.MaskedUpdate:
 
     with job.silo.ledger() as ledger:
         session = masking.session_of(job.silo, job.study, job.manifest, len(vector), ledger)
-        step = session.mask(claim, [vector], on_clamp=cut)
+        noise = masking.noise_of(job.study, job.manifest, len(vector), claim)
+        step = session.mask(claim, [vector], on_clamp=cut, noise=noise)
     reply = wire.MaskedUpdate(
         silo=job.silo.name,
         round=job.round,

@@ -398,10 +398,11 @@ def _masking_problems(file: File) -> Iterator[tuple[str, ...]]:
             "study",
             "rounds",
         )
-    if file.privacy.mechanism == "none" and cohort.fraction < 1:
+    if file.privacy.mechanism in ("none", "central-gaussian") and cohort.fraction < 1:
         yield (
             f"cohort.fraction = {cohort.fraction} is not allowed with secagg.enabled = true and privacy.mechanism = "
-            "'none': sums without noise over changing silos can be subtracted from each other; write fraction = 1.0",
+            f"'{file.privacy.mechanism}': sums without noise over changing silos can be subtracted from each other; "
+            "write fraction = 1.0",
             "cohort",
             "fraction",
         )

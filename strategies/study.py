@@ -81,6 +81,11 @@ class Study:
         return self.file.privacy.mechanism != "none"
 
     @property
+    def exact_sums(self) -> bool:
+        """Whether silos add no noise of their own, so that under masks a sum of their updates is exact."""
+        return self.file.privacy.mechanism in ("none", "central-gaussian")
+
+    @property
     def silo_level(self) -> bool:
         """Whether a silo's whole update is clipped and noised, and not each unit in each step."""
         return self.private and self.file.privacy.mechanism != "dp-sgd"

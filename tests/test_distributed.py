@@ -25,10 +25,11 @@ from strategies.errors import ProtocolError, SettingError
 from strategies.privacy import discrete
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.discrete import discrete_gaussian
-from strategies.privacy.distributed import Shares, reach, with_share
+from strategies.privacy.distributed import Shares, add_share, reach
 from strategies.privacy.events import Gaussian
 from strategies.privacy.secret import SecretRandom
 from strategies.privacy.silo_level import clipped
+from strategies.secagg.setup import threshold
 
 FALSE_ALARM = 1e-9
 
@@ -272,6 +273,12 @@ def test_a_rounded_gaussian_and_the_discrete_one_differ_as_stated() -> None:
 # --- words --------------------------------------------------------------------------------------------------
 
 
+def with_share(words: np.ndarray, plan: Shares) -> np.ndarray:
+    noised = words.copy()
+    add_share(noised, plan)
+    return noised
+
+
 def encoded(vector: np.ndarray, plan: Shares, bits: int) -> np.ndarray:
     return np.rint(vector.astype(np.float64) * plan.scale).astype(np.int64).astype(f"u{bits // 8}")
 
@@ -324,7 +331,15 @@ def test_what_is_longer_than_the_clip_norm_gets_no_noise() -> None:
         with_share(fits[:2], plan)
 
 
-def test_the_ring_has_room_for_a_share() -> None:
-    most = reach(4.0, 1.0, holders=7)
-    share = math.sqrt(PLAN.variance) / PLAN.scale
-    assert 1 + 16 * share <= most < 1 + 17 * share
+@pytest.mark.parametrize(("silos", "least", "colluding"), [(3, 3, 1), (10, 4, 2), (100, 3, 0), (128, 100, 33)])
+def test_no_sum_wraps(silos: int, least: int, colluding: int) -> None:
+    """Of any cohort and any survivors, 15 deviations of the noise fit beside the updates (1e-50 a parameter)."""
+    most = reach(4.0, 1.0, least=least, colluding=colluding)
+    for cohort in range(least, silos + 1):
+        survivors = max(least, threshold(cohort, colluding))
+        if survivors > cohort:
+            continue
+        plan = replace(PLAN, silos=cohort, drops=cohort - survivors, colluding=colluding)
+        for summed in (survivors, cohort):
+            noise = math.sqrt(summed * plan.variance) / plan.scale
+            assert summed * most > summed * 1.0 + 15 * noise

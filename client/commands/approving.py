@@ -173,11 +173,6 @@ def _releases(study: Study) -> list[str]:
     return found
 
 
-def _seen(facts: dict[str, Any]) -> str:
-    noise = "exact" if facts["mechanism"] == "central-gaussian" else "noised"
-    return f"only {noise} sums over silos" if facts["secagg"] else f"this silo's own {noise} update"
-
-
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
@@ -223,7 +218,8 @@ def _show(facts: dict[str, Any]) -> None:
 def _seen(facts: dict[str, Any]) -> str:
     if not facts["secagg"]:
         return "this silo's own update"
-    return f"only sums over silos, as long as at most {facts['max_colluding']} of them collude with it"
+    exact = "exact " * (facts["mechanism"] == "central-gaussian")
+    return f"only {exact}sums over silos, as long as at most {facts['max_colluding']} of them collude with it"
 
 
 def _at_most(facts: dict[str, Any]) -> str:

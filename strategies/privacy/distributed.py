@@ -44,7 +44,7 @@ Words = NDArray[np.unsignedinteger[Any]]
 
 _WIDENED = 1 + Fraction(1, 2**20)
 _AT_ONCE = 2**18  # parameters: their noise as 64-bit numbers takes 2 MiB
-_DEVIATIONS = 16  # of a share that the ring has room for beside the update
+_DEVIATIONS = 16  # of a sum's noise that the ring has room for beside the updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +112,23 @@ class Shares:
         return 10 * math.fsum(terms)
 
 
-def reach(noise_multiplier: float, clip_norm: float, *, holders: int) -> float:
-    """Return the largest absolute value that a ring should have room for in one silo's noised update.
+def reach(noise_multiplier: float, clip_norm: float, *, least: int, colluding: int) -> float:
+    """Return the largest absolute value that a ring should have room for in each silo's vector, so that no sum wraps.
+
+    The noise of a sum of u silos is at most sqrt(u / h) sigma C wide, h those left of the smallest cohort when some
+    collude, and u is at least `least`. A silo's own words may wrap: only their sum counts.
 
     Args:
         noise_multiplier: sigma.
         clip_norm: C.
-        holders: as in `Shares`.
+        least: the fewest silos of a sum.
+        colluding: c, less than `least`.
     """
-    return clip_norm * (1 + 1.01 * _DEVIATIONS * noise_multiplier / math.sqrt(holders))
+    return clip_norm * (1 + 1.01 * _DEVIATIONS * noise_multiplier / math.sqrt((least - colluding) * least))
 
 
-def with_share(words: Words, shares: Shares) -> Words:
-    """Return the words of a silo's clipped update with its share of the noise: what may be masked and sent.
+def add_share(words: Words, shares: Shares) -> None:
+    """Add a silo's share of the noise to the words of its clipped update, in place: then they may be masked and sent.
 
     Args:
         words: (length,) as the ring encodes them, the update's part of the vector alone.
@@ -133,14 +137,17 @@ def with_share(words: Words, shares: Shares) -> Words:
     Raises:
         ProtocolError: the words are of another length, or of a vector that is longer than the clip norm allows.
     """
-    signed = words.view(np.dtype(f"i{words.itemsize}"))
     if words.shape != (shares.length,):
         raise ProtocolError(f"the update has shape {words.shape} on the ring, its noise is for ({shares.length},)")
-    norm = math.sqrt(float(np.sum(np.square(signed, dtype=np.float64))))
+    signed = words.view(np.dtype(f"i{words.itemsize}"))
+    norm = math.sqrt(math.fsum(_square(signed[start : start + _AT_ONCE]) for start in range(0, len(words), _AT_ONCE)))
     if not norm <= float(shares.sensitivity) * (1 + 2.0**-30):
         raise ProtocolError("the update on the ring is longer than its clip norm; its noise would not protect it")
-    random, noised = SecretRandom(), words.copy()
+    random = SecretRandom()
     for start in range(0, shares.length, _AT_ONCE):
-        part = noised[start : start + _AT_ONCE]
+        part = words[start : start + _AT_ONCE]
         part += discrete_gaussian(len(part), shares.variance, random).astype(part.dtype)
-    return noised
+
+
+def _square(words: NDArray[np.signedinteger[Any]]) -> float:
+    return float(np.sum(np.square(words, dtype=np.float64)))

@@ -66,9 +66,3 @@ def _distributed(file: File) -> Iterator[tuple[str, ...]]:
             "privacy",
             "accountant",
         )
-    yield (
-        "privacy.mechanism = 'distributed-gaussian' is not part of this version: shares of noise are not added to "
-        "masked updates yet; write mechanism = 'local-gaussian', or 'dp-sgd' with secure aggregation",
-        "privacy",
-        "mechanism",
-    )

@@ -4,8 +4,8 @@ Three places for the noise and one accountant, after Kairouz et al. 2021 ("The d
 for federated learning with secure aggregation", section 1):
 - `local-gaussian`: each silo noises its own update before it leaves; nobody is trusted.
 - `distributed-gaussian`: each silo adds a share, and what is left in any sum that opens is enough
-  (strategies/privacy/distributed.py); secure aggregation is trusted to hide the parts, and at most `max_colluding` silos
-  to help the server.
+  (strategies/privacy/distributed.py); secure aggregation is trusted to hide the parts, and no more than `max_colluding`
+  silos to help the server.
 - `central-gaussian`: the server noises the sum; it is trusted with each clipped update, or with the exact sum.
 
 Noise has the standard deviation sigma C, with sigma the study's noise multiplier and C its clip norm. Two neighbours:

@@ -297,7 +297,11 @@ _UPDATE: dict[Mechanism, tuple[wire.Protection, str]] = {
     "local-gaussian": (wire.Protection.RELEASED, "model update of the round, clipped and noised as a whole"),
     "central-gaussian": (
         wire.Protection.EXACT,
-        "model update of the round, clipped as a whole and without noise, to the server, which is trusted to add it",
+        "model update of the round, clipped as a whole and without noise, which the server is trusted to add",
+    ),
+    "distributed-gaussian": (
+        wire.Protection.RELEASED,
+        "model update of the round, clipped as a whole, with a share of the noise of the sum",
     ),
     "none": (wire.Protection.EXACT, "model update of the round, without any protection"),
 }
@@ -324,6 +328,7 @@ def _releases(study: Study) -> list[dict[str, str]]:
                     protection, what = wire.Protection.PUBLIC, "nothing: this study releases no metric counts"
             elif protection == wire.Protection.RELEASED and study.file.privacy.mechanism in _UPDATE:
                 protection, what = _UPDATE[study.file.privacy.mechanism]
+                what += ", in a sum over silos" * study.masked
             rows.append({"field": name, "what": what, "seen": str(entry.metadata["seen"]), "privacy": str(protection)})
     return rows
 
