@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from client.training.noise import GRID, ROUNDING, SecretRandom, add_noise
+from client.training.noise import ROUNDING, add_noise
+from strategies.privacy.secret import GRID, SecretRandom
 
 FALSE_ALARM = 1e-9  # of each statistical test: one in a billion runs fails by chance
 CLIP = 0.3

@@ -34,7 +34,6 @@ from client.ledger import Ledger
 from client.models.base import build, load_weights, predict, weights_of
 from client.round import Shape, finish, join, model_layout, train
 from client.silo import RunState, Silo
-from client.training.noise import SecretRandom
 from server.app import app as server_app
 from simulations.engines import inline
 from simulations.silos import REGISTRIES, complete, make_silos
@@ -44,6 +43,7 @@ from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, R
 from strategies.manifest import CODE_VERSION, Manifest, Member
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.budget import Budget
+from strategies.privacy.secret import SecretRandom
 from strategies.statement import read_statement
 from strategies.study import Study, override
 

@@ -19,11 +19,12 @@ from client.data.records import Part
 from client.models.base import Shape, flat_parameters
 from client.training.gradients import clipped_sum, mean_gradient
 from client.training.losses import row_loss
-from client.training.noise import SecretRandom, add_noise
+from client.training.noise import add_noise
 from strategies.base import Aux, Strategy
 from strategies.errors import RunError
 from strategies.layout import Vector
 from strategies.optimizers import Adam, AdamW, Optimizer, Sgd
+from strategies.privacy.secret import SecretRandom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Plan:
     """The public settings of local training.
 
     Args:
-        private: DP-SGD, or plain.
+        private: DP-SGD, or plain (also where the whole update is made private after it).
         sampling_rate: probability of each unit in a step's sample.
         steps: steps of the round.
         expected_batch_size: units a step is divided by; public, so it tells nothing of the silo's size.

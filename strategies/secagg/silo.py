@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from strategies.secagg.claims import Claim, Masking, masked
+from strategies.secagg.claims import Claim, Masking, Noise, masked
 from strategies.secagg.directory import Directory
 from strategies.secagg.encoding import enc, names, sha256, take
 from strategies.secagg.errors import Code, SecaggError
@@ -165,13 +165,21 @@ class SiloSession:
             keys={peer: bytearray(keys[peer]) for peer in asked.cohort if peer != self._name},
         )
 
-    def mask(self, claim: Claim, vectors: Sequence[NDArray[Any]], *, on_clamp: OnClamp | None = None) -> UploadStep:
+    def mask(
+        self,
+        claim: Claim,
+        vectors: Sequence[NDArray[Any]],
+        *,
+        on_clamp: OnClamp | None = None,
+        noise: Noise | None = None,
+    ) -> UploadStep:
         """Mask this silo's vectors (10 to 13). The claim is used up, whatever happens.
 
         Args:
             claim: whose changes are durable.
             vectors: one a segment of the kind's ring.
             on_clamp: told a segment's name and how many of its values were clamped; for the silo's own log.
+            noise: as in `Masking`.
 
         Returns:
             The upload; its changes go with the ledger's release of its digest.
@@ -191,6 +199,7 @@ class SiloSession:
             ring=self._setup.kinds[claim.kind],
             threshold=self._setup.threshold(len(claim.cohort)),
             on_clamp=on_clamp,
+            noise=noise,
         )
         try:
             done = masked(claim, masking, vectors)
