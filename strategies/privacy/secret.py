@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -39,7 +40,8 @@ class SecretRandom:
         """Return the indices, in order, of a sample that holds each of `count` units with probability `rate`."""
         if rate >= 1:
             return np.arange(count)
-        return np.flatnonzero(self.uint64(count) < np.uint64(math.floor(rate * 2**64)))
+        threshold = np.uint64(math.floor(rate * 2**64))
+        return sample(count, lambda some: self.uint64(some) < threshold)
 
     def permutation_keys(self, count: int) -> NDArray[np.uint64]:
         """Return sort keys; sorting by them is a uniform random order."""
@@ -71,6 +73,18 @@ class SecretRandom:
         sine *= cosine
         np.subtract(cosine, radius, out=radius)
         return values[:count]
+
+
+def sample(count: int, drawn: Callable[[int], NDArray[np.bool_]]) -> NDArray[np.intp]:
+    """Return which of `count` are drawn, in order.
+
+    Args:
+        count: how many there are; of millions, no list is made.
+        drawn: answers for the next so many of them.
+    """
+    starts = range(0, count, _AT_ONCE)
+    found = [np.flatnonzero(drawn(min(_AT_ONCE, count - start))) + start for start in starts]
+    return np.concatenate(found) if found else np.zeros(0, np.intp)
 
 
 def rounded_normal(count: int, deviation: float, random: SecretRandom) -> NDArray[np.float64]:
