@@ -306,7 +306,7 @@ class SiloSession:
         directory = Directory.read(asked.entries)
         if secret is None or directory.hash(self._digest) != asked.directory:
             raise SecaggError(Code.DIRECTORY)
-        directory.check(self._digest, self._members, self._setup.least)
+        directory.check(self._digest, self._members)
         keys = {entry.silo: entry.key for entry in directory.entries}
         if keys.pop(self._name, b"") != Entry.read(Joined.read(run).reply).key:
             raise SecaggError(Code.OWN_KEY)
