@@ -122,8 +122,8 @@ def warning(study: Study, silos: int, parameters: int | None = None) -> str | No
     return (
         f"privacy.mechanism = '{study.file.privacy.mechanism}' with {silos} silos puts noise of standard deviation "
         f"{each:.3g} on each parameter of a round's mean update{whole}, and that update has an L2 norm of at most "
-        f"{clip_norm:g}: below about {enough} silos expect a useless model; 'dp-sgd' protects the same units with less "
-        "noise"
+        f"{clip_norm:g}: below about {enough} silos such noise buries what most models learn; 'dp-sgd' protects the "
+        "same units with less"
     )
 
 
