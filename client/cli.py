@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client.commands import accounts, approving, doctor, setup
+from client.commands import accounts, approving, doctor, enrolling, setup
 from client.report_command import report_command
 from strategies.command import guarded, not_built
 from strategies.errors import SettingError
@@ -27,13 +27,13 @@ app = typer.Typer(
 )
 _DEPLOYMENT = "deployment"
 _LATER = {
-    "enrol": ("Write the request that a coordinator enrols.", _DEPLOYMENT),
     "up": ("Start the silo's node.", _DEPLOYMENT),
     "stop": ("Stop the silo's node.", _DEPLOYMENT),
 }
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "init": (setup.init, "init north --data cardiology_2024=records.csv --unit patient_id"),
     "register": (setup.register, "register cardiology_2024 --silo north"),
+    "enrol": (enrolling.enrol, "enrol --silo north"),
     "check": (doctor.check, "check --silo north --study study.toml"),
     "approve": (approving.approve, "approve study.toml --silo north"),
     "budget": (accounts.budget, "budget --silo north --study study.toml"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 import typer
 
+from server.commands import setup
 from strategies.command import guarded, not_built
 
 app = typer.Typer(
@@ -13,9 +17,11 @@ app = typer.Typer(
     help="Coordinate a federated study.",
     epilog="Example: fedsilo-server describe study.toml",
 )
+_COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "init": (setup.init, "init coordinator --host fed.example.org"),
+    "enrol": (setup.enrol, "enrol north.request.json --server coordinator"),
+}
 _LATER = {
-    "init": "Make a coordinator: certificates, config, empty roster.",
-    "enrol": "Add a silo to the roster.",
     "up": "Start the coordinator.",
     "run": "Run a study over the enrolled silos.",
     "describe": "Say what a study would do.",
@@ -37,10 +43,13 @@ def _later(name: str, summary: str) -> None:
         raise not_built(f"fedsilo-server {name}", "deployment")
 
 
+for _command, (_function, _example) in _COMMANDS.items():
+    app.command(_command, epilog=f"Example: fedsilo-server {_example}")(_function)
 for _name, _summary in _LATER.items():
     _later(_name, _summary)
 
 
 def main() -> None:
     """Entry point of `fedsilo-server`."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     raise SystemExit(guarded(app))
