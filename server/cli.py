@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from server.commands import setup
+from server.commands import running, setup
 from strategies.command import guarded, not_built
 
 app = typer.Typer(
@@ -19,14 +19,14 @@ app = typer.Typer(
 )
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "init": (setup.init, "init coordinator --host fed.example.org"),
+    "up": (running.up, "up --server coordinator"),
+    "stop": (running.stop, "stop --server coordinator"),
     "enrol": (setup.enrol, "enrol north.request.json --server coordinator"),
 }
 _LATER = {
-    "up": "Start the coordinator.",
     "run": "Run a study over the enrolled silos.",
     "describe": "Say what a study would do.",
     "status": "Show runs and silos.",
-    "stop": "Stop a run or the coordinator.",
     "resume": "Take an interrupted run up again.",
     "report": "Write a run's report.",
 }

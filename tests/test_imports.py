@@ -24,6 +24,7 @@ FLOWER_FILES = {
     "server/rounds.py",
     "server/cohort.py",
     "server/superlink.py",
+    "server/fleet.py",
 }
 FORBIDDEN = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
 
