@@ -15,6 +15,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,8 @@ from strategies.errors import ProtocolError, SettingError
 from strategies.layout import Vector
 from strategies.privacy.budget import Budget
 from strategies.wire import Reply, facts
+
+PASSPHRASE: ContextVar[bytes | None] = ContextVar("passphrase", default=None)  # of the silo that this process runs
 
 
 class _Table(BaseModel):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from client.models.base import MODELS, Shape, build, layout_of, load_weights, predict, weights_of
 from client.models.weights import read_weights
 from server import rounds
+from server.deployed import deployed
 from server.folder import RunFolder
 from server.identity import FOLDER, coordinator_key
 from server.rounds import Evaluate, Measured, Progress, Roster
@@ -44,13 +45,14 @@ def main(grid: Grid, context: Context) -> None:
     text = str(settings.get("study", ""))
     if not text:
         raise SettingError("the run config's study is empty; give the text of a study file")
-    folder = run_study(
-        grid,
-        Study.parse(text, Registries(models=MODELS)),
-        out=Path(str(settings.get("out") or "runs")),
-        test=str(settings.get("test") or ""),
-        page=bool(settings.get("page", True)),
-    )
+    with deployed(grid, context.run_id) as outer:
+        folder = run_study(
+            outer,
+            Study.parse(text, Registries(models=MODELS)),
+            out=Path(str(settings.get("out") or "runs")),
+            test=str(settings.get("test") or ""),
+            page=bool(settings.get("page", True)),
+        )
     context.state["run"] = ConfigRecord({"folder": str(folder)})
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from server.commands import running, setup
+from server.commands import running, setup, studies
 from strategies.command import guarded, not_built
 
 app = typer.Typer(
@@ -21,14 +21,14 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "init": (setup.init, "init coordinator --host fed.example.org"),
     "up": (running.up, "up --server coordinator"),
     "stop": (running.stop, "stop --server coordinator"),
+    "describe": (studies.describe, "describe study.toml"),
+    "run": (studies.run, "run study.toml --server coordinator"),
+    "status": (studies.status, "status --server coordinator"),
+    "report": (studies.report, "report breast-cancer-20260131-120000 --server coordinator"),
     "enrol": (setup.enrol, "enrol north.request.json --server coordinator"),
 }
-_LATER = {
-    "run": "Run a study over the enrolled silos.",
-    "describe": "Say what a study would do.",
-    "status": "Show runs and silos.",
+_LATER: dict[str, str] = {
     "resume": "Take an interrupted run up again.",
-    "report": "Write a run's report.",
 }
 
 

@@ -142,7 +142,7 @@ def _reply(request: PushMessagesRequest) -> Reply:
         raise ValueError("not one message")
     (message,), (tree,) = request.messages_list, request.message_object_trees
     facts = message.metadata
-    if message.HasField("content") or tree.object_id != facts.message_id or not facts.message_id:
+    if message.content.ByteSize() or tree.object_id != facts.message_id or not facts.message_id:
         raise ValueError("a message beside its objects")
     return Reply(
         message=facts.message_id,

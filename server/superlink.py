@@ -72,8 +72,9 @@ def environment(home: Home) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-        "FEDSILO_SERVER": str(home.folder),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
+        "FEDSILO_COORDINATOR": str(home.folder),  # server/deployed.py
+        "NO_PROXY": "127.0.0.1",
         _GUARD_FILE: str(home.keys / "loopback.secret"),
     }
 
@@ -183,7 +184,7 @@ class Control:
 
         found = self._call("ListNodes", ListNodesRequest())
         return [
-            Node(node=n.node_id, key=_point_of(n.public_key), online=n.status == "online", seen=n.online_until)
+            Node(node=n.node_id, key=point_of(n.public_key), online=n.status == "online", seen=n.online_until)
             for n in found.nodes_info
             if n.status != "unregistered"
         ]
@@ -266,7 +267,8 @@ def pem_of(point: str) -> bytes:
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
-def _point_of(pem: bytes) -> str:
+def point_of(pem: bytes) -> str:
+    """Return a P-384 public key in PEM as an uncompressed point in hex; empty for another key."""
     try:
         key = load_pem_public_key(pem)
     except ValueError:

@@ -1,7 +1,7 @@
 """The running coordinator: SuperLink and SuperExec as processes on the loopback, the gateway before them.
 
-A process that ends by itself is started again; Flower's database is on disk, so a run lives through that. Every second
-Flower's list of nodes is made equal to the roster, so whoever is enrolled or removed is let in or out at once.
+A process that ends by itself is started again; Flower's database is on disk, so a run lives through that. Flower's
+list of nodes is made equal to the roster when that changes, so whoever is enrolled or removed is let in or out at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from strategies.errors import FedsiloError, RunError, SettingError
 from strategies.roster import Roster
 
 _START_S = 90.0
-_PAUSE_S = 1.0
+_PAUSE_S = 0.5
+_RECONCILE_S = 10.0
 _SLOWEST_RESTART_S = 30.0
 _UPSTREAM_S = 60.0
 PID = "up.pid"
@@ -96,6 +97,8 @@ class Coordinator:
     serving: list[Server] = field(default_factory=list)
     _roster: Roster | None = None
     _stamp: tuple[int, int] = (0, 0)
+    _reconciled: tuple[int, int] = (0, 0)
+    _reconcile_at: float = 0.0
 
     # --- roster ---------------------------------------------------------------------------------------------
 
@@ -198,6 +201,7 @@ class Coordinator:
 
     async def _watch(self) -> None:
         """Start again what has ended, and bring Flower's nodes up to date."""
+        self.roster()
         now = asyncio.get_running_loop().time()
         for child in self.children:
             if child.process is None or child.process.poll() is None:
@@ -209,8 +213,11 @@ class Coordinator:
             if now >= child.again_at:
                 child.again_at = 0.0
                 child.start()
+        if self._stamp == self._reconciled and now < self._reconcile_at:
+            return
         try:
             await asyncio.to_thread(self.reconcile)
+            self._reconciled, self._reconcile_at = self._stamp, now + _RECONCILE_S
         except (FedsiloError, OSError) as error:
             self.journal.write("unreconciled", reason=type(error).__name__)
 

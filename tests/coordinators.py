@@ -15,7 +15,11 @@ from sites import credentials
 
 import client.cli
 import server.cli
+from simulations.ready import read_study as read_ready
+from simulations.silos import REGISTRIES, complete
+from simulations.sources import read_dataset
 from strategies.command import guarded
+from strategies.study import Study, override
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +97,23 @@ def found(folder: Path, capsys: object, names: Sequence[str] = ("east", "north",
             answer = server_(capsys, "enrol", str(asked["request"]), *words_read)
             silo(capsys, "enrol", *own, "--install", str(answer["answer"]), "--fingerprint", str(answer["fingerprint"]))
     return Consortium(server=home, silos=tuple(folder / name for name in names), credentials=words, port=port)
+
+
+def breast_cancer(folder: Path, names: Sequence[str] = ("east", "north", "south"), **values: object) -> Path:
+    """Write the breast-cancer records in parts, one CSV a silo, and the complete study; return the study's path.
+
+    Args:
+        folder: where they go.
+        names: of the silos.
+        values: `section__key` values of the study.
+    """
+    written, base = read_ready("breast-cancer", {})
+    changes = {"training.sampling_rate": 0.1} | {key.replace("__", "."): value for key, value in values.items()}
+    study = Study.parse(override(written.text, {"simulation.silos": len(names), **changes}), REGISTRIES)
+    source = read_dataset(study, base)
+    study, _ = complete(study, source, base)
+    for number, name in enumerate(names):
+        source.frame.gather_every(len(names), number).write_csv(folder / f"{name}.csv")
+    path = folder / "study.toml"
+    path.write_text(study.text)
+    return path

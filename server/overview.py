@@ -1,0 +1,82 @@
+"""What a coordinator knows of its runs and silos, as plain values: for `status`, the page and the probes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from server.home import Home
+from server.superlink import Control
+from server.up import running
+from strategies.errors import RunError
+
+_CURVE = ("auroc", "accuracy", "loss")
+
+
+def overview(home: Home) -> dict[str, Any]:
+    """Return the state of everything.
+
+    Raises:
+        SettingError, VerificationError: the roster cannot be read.
+    """
+    roster, pid = home.roster(), running(home)
+    nodes, live, problem = {}, {}, None
+    if pid is not None:
+        try:
+            control = Control(home)
+            nodes = {node.key: node for node in control.nodes()}
+            live = {run.run: run.status for run in control.runs()}
+        except RunError as error:
+            problem = str(error)
+    silos = []
+    for name, member in sorted(roster.members.items()):
+        node = nodes.get(member.transport_key)
+        state = "unknown" if node is None else "online" if node.online else "offline"
+        silos.append({"silo": name, "state": state, "last_seen": node.seen if node and node.seen else None})
+    return {
+        "coordinator": home.settings.name,
+        "address": home.settings.address,
+        "up": pid is not None,
+        "pid": pid,
+        "problem": problem,
+        "roster": {"hash": roster.hash, "lines": roster.seq},
+        "silos": silos,
+        "runs": [_run(path, live) for path in sorted(home.logs.glob("run-*.jsonl"), key=_changed)],
+    }
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _run(path: Path, live: dict[int, str]) -> dict[str, Any]:
+    number = int(path.stem.removeprefix("run-"))
+    events = read_events(path)
+    first, rounds = events[0] if events else {}, [line for line in events if line["event"] == "round"]
+    folder = next((line["folder"] for line in events if line["event"] == "folder"), None)
+    ended = next((line["event"] for line in events if line["event"] in ("complete", "failed")), None)
+    found = {
+        "id": str(number),
+        "study": first.get("study"),
+        "rounds": first.get("rounds"),
+        "folder": folder,
+        "started": first.get("time"),
+        "status": live.get(number) or ended or "interrupted",
+        "rounds_done": rounds[-1]["round"] if rounds else 0,
+        "dropped": sum(line["dropped"] for line in rounds),
+        "epsilon": rounds[-1].get("epsilon") if rounds else None,
+        "sentence": next((line["sentence"] for line in events if line["event"] == "failed"), None),
+    }
+    metric = next((name for name in _CURVE if any(name in line for line in rounds)), None)
+    curve = [[line["round"], line[metric]] for line in rounds if metric in line] if metric else []
+    return {**found, "metric": metric, "curve": curve}
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Return the finished lines of a journal."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
