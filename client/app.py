@@ -15,6 +15,7 @@ from typing import TypeVar
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client import closing, sums
 from client import round as local_round
 from client.round import REGISTRIES
 from client.silo import PASSPHRASE, Silo, folder_of
@@ -23,7 +24,7 @@ from strategies.errors import DataError, FedsiloError, LedgerError, ProtocolErro
 from strategies.manifest import Manifest
 from strategies.study import Study
 
-Request = TypeVar("Request", wire.Invite, wire.Train, wire.Close, wire.Attest)
+Request = TypeVar("Request", wire.Invite, wire.Setup, wire.Train, wire.Count, wire.Unmask, wire.Close, wire.Attest)
 
 app = ClientApp()
 
@@ -34,27 +35,45 @@ def invite(message: Message, context: Context) -> Message:
     return _answer(message, context, wire.Invite, local_round.join)
 
 
+@app.query("setup")
+def setup(message: Message, context: Context) -> Message:
+    """Here are the rules of secure aggregation; which key is yours?"""
+    return _answer(message, context, wire.Setup, sums.keyed)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train one round."""
     return _answer(message, context, wire.Train, _train)
 
 
+@app.evaluate("count")
+def count(message: Message, context: Context) -> Message:
+    """Count how well a model does, under masks."""
+    return _answer(message, context, wire.Count, sums.count)
+
+
+@app.query("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """One step that ends a masked sum."""
+    return _answer(message, context, wire.Unmask, sums.unmask)
+
+
 @app.query("attest")
 def attest(message: Message, context: Context) -> Message:
     """Countersign the heads of the others."""
-    return _answer(message, context, wire.Attest, local_round.attest)
+    return _answer(message, context, wire.Attest, closing.attest)
 
 
 @app.evaluate()
 def close(message: Message, context: Context) -> Message:
     """The run is over."""
-    return _answer(message, context, wire.Close, local_round.close)
+    return _answer(message, context, wire.Close, closing.close)
 
 
-def _train(request: wire.Train, study: Study, silo: Silo) -> wire.Update:
+def _train(request: wire.Train, study: Study, silo: Silo) -> wire.Update | wire.MaskedUpdate:
     job = local_round.prepare(request, study, silo)
-    if isinstance(job, wire.Update):
+    if not isinstance(job, local_round.Job):
         return job
     (result,) = local_round.train([job])
     return local_round.finish(job, result)
@@ -115,7 +134,9 @@ def _run_of(request: wire.Instruction) -> str:
 
 
 def _round_of(reply: wire.Reply) -> int:
-    return reply.round if isinstance(reply, wire.Update) else 0
+    if isinstance(reply, wire.MaskedCounts):
+        return reply.number
+    return reply.round if isinstance(reply, wire.Update | wire.MaskedUpdate) else 0
 
 
 @lru_cache(maxsize=16)

@@ -34,6 +34,7 @@ from strategies.privacy.events import Event
 from strategies.proof.chain import Chain, ChainError, Pins
 from strategies.proof.entries import Entry, events_value, public_hex, read, root_value, sign, spent_value
 from strategies.proof.heads import Head, Receipt, SignedHead, countersign, sign_head
+from strategies.secagg.rows import Change
 from strategies.statement import Statement
 
 __all__ = ["Balance", "Durability", "Entry", "Ledger", "Place"]
@@ -107,6 +108,7 @@ class Ledger:
         events: Sequence[Event],
         manifest: str = "",
         receipts: Sequence[Receipt] = (),
+        changes: Sequence[Change] = (),
     ) -> int:
         """Set aside what one round releases at worst, if it fits; return the entry's position.
 
@@ -119,9 +121,11 @@ class Ledger:
             events: everything that the round may release.
             manifest: digest of the run's manifest, or "".
             receipts: heads of this ledger that others have kept; they are stored with the reservation.
+            changes: of secure aggregation, in the same transaction.
 
         Raises:
             Refusal: it does not fit (`budget`), or this round was reserved before (`protocol`).
+            ProtocolError: another request has moved the sum.
             LedgerError: the ledger is frozen, or a receipt shows that it was rolled back or cloned: it is frozen now.
             VerificationError: a receipt is none of this ledger's.
         """
@@ -132,11 +136,19 @@ class Ledger:
                 require_budget(balance_of(chain, self._book.place, data_root), round, events)
                 body = {"events": events_value(events), "receipts": [receipt.value() for receipt in receipts]}
                 self._append_round(chain, "reserve", body, data_root=data_root, run=run, round=round, manifest=manifest)
+                self._book.change(run, changes)
         self._stop_if(lost)
         return chain.seq
 
-    def release(self, *, data_root: str, run: str, round: int, sha256: str) -> int:
+    def release(self, *, data_root: str, run: str, round: int, sha256: str, changes: Sequence[Change] = ()) -> int:
         """Record that bytes with this hash are about to leave for a reserved round; durable when it returns.
+
+        Args:
+            data_root: of the reservation.
+            run: of the reservation.
+            round: of the reservation.
+            sha256: of the bytes.
+            changes: of secure aggregation, in the same transaction.
 
         Raises:
             Refusal: it was released before (`protocol`), or never reserved (`internal`).
@@ -146,7 +158,32 @@ class Ledger:
             if (run, round) not in chain.rounds:
                 raise Refusal(RefusalCode.INTERNAL, f"round {round} of run {run} was never reserved")
             self._append_round(chain, "release", {"sha256": sha256}, data_root=data_root, run=run, round=round)
+            self._book.change(run, changes)
         return chain.seq
+
+    def change(self, run: str, changes: Sequence[Change]) -> None:
+        """Move what secure aggregation keeps of a run; durable when it returns.
+
+        Raises:
+            ProtocolError: another request has moved it; nothing is changed.
+            LedgerError: the ledger is frozen.
+        """
+        if changes:
+            with self._book.writing():
+                self._book.change(run, changes)
+
+    def row(self, run: str, key: str) -> bytes | None:
+        """Return what secure aggregation keeps of a run under a key."""
+        return self._book.row(run, key)
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the ledger key's signature (64 bytes) on a message of another protocol, which names its own domain.
+
+        Raises:
+            LedgerError: the ledger is frozen: it signs nothing.
+        """
+        self._book.require_usable()
+        return self._book.key(self._book.view()).sign(message)
 
     def commit(self, *, run: str, round: int) -> None:
         """Record that the server has the release of a round; a second time is the same as once."""

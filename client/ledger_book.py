@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,12 +26,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.filesystem import require_durable
 from client.keys import ledger_key, read_pin, sync_folder
 from client.ledger_file import COUNTED, Durability, LedgerFile
-from strategies.errors import LedgerError, SettingError, VerificationError
+from strategies.errors import LedgerError, ProtocolError, SettingError, VerificationError
 from strategies.privacy.budget import Budget
 from strategies.proof.canonical import dump, load
 from strategies.proof.chain import Chain, ChainError, Pins
 from strategies.proof.entries import Entry, Signed, public_hex, read, read_spent, sign
 from strategies.proof.heads import Head
+from strategies.secagg.rows import Change
 
 _MOST_KNOWN = 1024  # chains that a process remembers
 
@@ -275,6 +276,19 @@ class Book:
     def keep_sketch(self, data_root: str, macs: bytes) -> None:
         """Add the sketch of a data root's units, inside `writing`."""
         self._file.keep_sketch(data_root, macs)
+
+    def row(self, run: str, key: str) -> bytes | None:
+        """Return what secure aggregation keeps of a run under a key."""
+        return self._file.row(run, key)
+
+    def change(self, run: str, changes: Iterable[Change]) -> None:
+        """Compare and set rows of a run, inside `writing`.
+
+        Raises:
+            ProtocolError: another request has moved one of them; nothing of the transaction comes to stand.
+        """
+        if not self._file.change(run, changes):
+            raise ProtocolError("another request has moved this sum; nothing was changed")
 
     def restored(self) -> None:
         """Take the mark away after the officer's entry has come to stand."""

@@ -5,6 +5,10 @@ line survives a loss of power; WAL with NORMAL and DELETE with FULL do not have 
 transaction holds an flock on a file beside the ledger, for one writer at a time among processes. The line is the truth;
 there is no other column that could say something else.
 
+Beside the lines lies what secure aggregation keeps of each run, in rows that do change, each by compare-and-set: they
+stand here so that one transaction moves a sum and reserves its cost, and so that a ledger that was rolled back or
+copied has not two states of one sum. What a change takes away is overwritten in the file.
+
 Guarantees: a line that was appended is never changed, replaced or taken away by this program, nor by SQL that leaves
 the triggers in place. After an error while writing, this object writes nothing more.
 """
@@ -15,7 +19,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -23,10 +27,13 @@ from urllib.parse import quote
 
 from client.keys import sync_folder
 from strategies.errors import LedgerError
+from strategies.secagg.rows import Change
 
 Durability = Literal["power-loss", "process"]
 
 SCHEMA = {
+    "sums": "CREATE TABLE sums (run TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (run, key)) "
+    "STRICT, WITHOUT ROWID",
     "entries": "CREATE TABLE entries (seq INTEGER PRIMARY KEY, line BLOB NOT NULL) STRICT",
     "sketches": "CREATE TABLE sketches (seq INTEGER PRIMARY KEY, data_root TEXT NOT NULL, macs BLOB NOT NULL) STRICT",
     **{
@@ -182,6 +189,27 @@ class LedgerFile:
             "INSERT INTO sketches SELECT coalesce(max(seq), 0) + 1, ?, ? FROM sketches", (data_root, macs)
         )
 
+    def row(self, run: str, key: str) -> bytes | None:
+        """Return what secure aggregation keeps of a run under a key.
+
+        Raises:
+            LedgerError: the file cannot be read.
+        """
+        with self._errors():
+            found = self._connection.execute("SELECT value FROM sums WHERE run = ? AND key = ?", (run, key)).fetchone()
+        return bytes(found[0]) if found else None
+
+    def change(self, run: str, changes: Iterable[Change]) -> bool:
+        """Compare and set rows of a run, inside `writing`; at False, the block must end with an error."""
+        for change in changes:
+            if self.row(run, change.key) != change.expected:
+                return False
+            if change.new is None:
+                self._connection.execute("DELETE FROM sums WHERE run = ? AND key = ?", (run, change.key))
+            else:
+                self._connection.execute("REPLACE INTO sums VALUES (?, ?, ?)", (run, change.key, change.new))
+        return True
+
     def rewritten(self) -> None:
         """Put a copy of the file, synced as a whole, in its place; this object is closed.
 
@@ -222,6 +250,7 @@ class LedgerFile:
             connection = sqlite3.connect(uri, uri=True, timeout=_WAIT_S, isolation_level=None)
             connection.execute(f"PRAGMA synchronous = {'EXTRA' if self.durable else 'OFF'}")
             connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+            connection.execute("PRAGMA secure_delete = ON").fetchone()
             if new:
                 connection.executescript(";".join(["BEGIN IMMEDIATE", *SCHEMA.values(), "COMMIT"]))
             found = dict(connection.execute("SELECT name, sql FROM sqlite_master"))

@@ -46,7 +46,8 @@ class Requirements(_Table):
     max_steps_per_round: Annotated[int, Field(ge=1)] = 10_000
     max_clip_norm: Annotated[float, Field(gt=0)] = 1000.0  # sums lie on a grid that is exact up to about there
     allow_models: tuple[str, ...] | None = None
-    allow_metrics: Literal["masked", "noisy", "none"] = "none"
+    min_colluding: Annotated[int, Field(ge=0)] = 0  # masks must hold against at least so many silos that collude
+    allow_metrics: Literal["masked", "noisy", "none"] = "none"  # exact sums under masks; with charged noise; nothing
     approval: Literal["required", "automatic"] = "required"
 
 
@@ -110,13 +111,19 @@ class Policy(_Table):
     def _rules(self, study: Study, data_root: str | None) -> list[tuple[bool, str, object, str]]:
         """Return of each limit whether it is kept, the setting, its value in the study and what is allowed."""
         require, file = self.require, study.file
-        training, privacy, release = file.training, file.privacy, file.evaluation.release
+        training, privacy = file.training, file.privacy
         models = require.allow_models
         tables = [self.budget[data_root]] if data_root in self.budget else list(self.budget.values())
         delta = min((table.delta for table in tables), default=1.0)
         return [
             (study.private or require.mechanism == "none", "privacy.mechanism", privacy.mechanism, "dp-sgd"),
             (file.secagg.enabled or not require.secagg, "secagg.enabled", file.secagg.enabled, "true"),
+            (
+                not study.masked or file.secagg.max_colluding >= require.min_colluding,
+                "secagg.max_colluding",
+                file.secagg.max_colluding,
+                f"at least {require.min_colluding}",
+            ),
             _least("cohort.min_silos", file.cohort.min_silos, require.min_cohort),
             _most("training.sampling_rate", training.sampling_rate, require.max_sampling_rate),
             _most("training.steps", training.steps, require.max_steps_per_round),
@@ -129,12 +136,15 @@ class Policy(_Table):
                 f"one of {', '.join(models or ())}",
             ),
             (
-                release in (None, "none", require.allow_metrics),
+                _STRICTNESS.index(study.release) <= _STRICTNESS.index(require.allow_metrics),
                 "evaluation.release",
-                release,
+                study.release,
                 require.allow_metrics,
             ),
         ]
+
+
+_STRICTNESS = ("none", "noisy", "masked")  # each also allows what stands before it
 
 
 def _least(name: str, value: float, limit: float) -> tuple[bool, str, object, str]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from client import masking
 from client.approval import admit
 from client.data import kinds
 from client.data.records import Records
@@ -27,18 +28,17 @@ from client.training.device import device_of, prepared
 from client.training.evaluation import evaluate
 from client.training.local import Plan
 from client.training.local import train as train_locally
-from client.training.second_opinion import require_agreement
-from client.witness import NO_RECEIPTS, Evidence, countersign, read_evidence, require_newest
+from client.witness import countersign, read_evidence, require_newest
 from strategies import wire
 from strategies.base import Aux, Contribution
 from strategies.counts import CountLayout
-from strategies.errors import AccountingError, ProtocolError, Refusal, RefusalCode
+from strategies.errors import ProtocolError, Refusal, RefusalCode
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest
-from strategies.privacy.accountant import epsilon
-from strategies.privacy.events import merge
+from strategies.secagg.claims import Claim
+from strategies.secagg.plan import REACH, heaviest
+from strategies.secagg.rows import Change
 from strategies.spec import Registries
-from strategies.statement import BudgetStatement, Statement
 from strategies.study import Study
 
 REGISTRIES = Registries(models=MODELS)
@@ -58,6 +58,7 @@ class Job:
         records: the silo's records.
         head: where the ledger stands with the reservation, signed.
         countersigned: the silo's signatures on the heads of the others.
+        claim: of the sum that the update goes into; None without secure aggregation.
     """
 
     silo: Silo
@@ -69,6 +70,7 @@ class Job:
     records: Records
     head: str
     countersigned: str
+    claim: Claim | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +79,11 @@ class Result:
 
     Args:
         contribution: the strategy's update.
-        counts: noisy metric counts of the model that the silo received; empty when the study releases none.
+        counts: noisy metric counts of the model that the silo received; empty when the round releases none.
     """
 
     contribution: Contribution
-    counts: Vector = field(default_factory=lambda: np.zeros(0, np.float32))
+    counts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 # --- joining ------------------------------------------------------------------------------------------------
@@ -133,13 +135,13 @@ def _warnings(records: Records, study: Study) -> list[str]:
 # --- a round ------------------------------------------------------------------------------------------------
 
 
-def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
+def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update | wire.MaskedUpdate:
     """Admit a round and reserve its worst case; return the stored reply when the round was trained before.
 
     Raises:
         Refusal, ProtocolError, DataError: the round is not trained; policy and approval hold without an invitation too.
     """
-    manifest = _agreed(request.manifest, study, silo)
+    manifest = agreed(request.manifest, study, silo)
     if not 1 <= request.round <= study.file.study.rounds:
         raise ProtocolError(f"round {request.round} is not in the study's 1 to {study.file.study.rounds}")
     layout = model_layout(study)
@@ -152,17 +154,24 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
         require_newest(evidence, manifest, silo, ledger, request.received)
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
-        stored = _stored(silo, ledger, manifest.run, request.round)
-        if stored is not None:
+        claim = None
+        if study.masked:
+            session = masking.session_of(silo, study, manifest, layout.size, ledger)
+            claim = masking.claim(session, request, manifest, ledger)
+        stored = stored_reply(silo, ledger, manifest.run, request.round)
+        if claim is not None and claim.resend:
+            return masking.same_again(claim, stored, wire.MaskedUpdate)
+        if stored is not None and claim is None:
             return wire.unpack(stored, (wire.Update,))
         ledger.policy(silo.policy.sha256)
         ledger.reserve(
             data_root=root,
             run=manifest.run,
             round=request.round,
-            events=study.round_events(),
+            events=study.update_events() if study.masked else study.round_events(),
             manifest=manifest.digest(),
             receipts=evidence.receipts,
+            changes=claim.changes if claim else (),
         )
         head = ledger.head().to_bytes().decode()
         countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
@@ -178,6 +187,7 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update:
         records=read_records(silo, study),
         head=head,
         countersigned=countersigned,
+        claim=claim,
     )
 
 
@@ -192,8 +202,8 @@ def _train_one(job: Job) -> Result:
     module = build(study.model, shape, study.file.study.seed).to(device)
     load_weights(module, job.weights)
     job.silo.log(logging.INFO, f"run {job.manifest.run[:8]} round {job.round}: trains {prepared(device)}")
-    seen = evaluate(module, job.records.held_out, shape, study)
-    sentence = f"run {job.manifest.run[:8]} round {job.round}: model received has {_shown(seen.metrics)}"
+    seen = evaluate(module, job.records.held_out, shape, study, counted=not study.masked)
+    sentence = f"run {job.manifest.run[:8]} round {job.round}: model received has {shown(seen.metrics)}"
     job.silo.log(logging.INFO, sentence)
     after = train_locally(module, job.records.train, shape, plan, study.strategy, job.aux)
     before = torch.from_numpy(np.array(job.weights))
@@ -201,7 +211,7 @@ def _train_one(job: Job) -> Result:
     return Result(contribution=contribution, counts=seen.counts)
 
 
-def finish(job: Job, result: Result) -> wire.Update:
+def finish(job: Job, result: Result) -> wire.Update | wire.MaskedUpdate:
     """Make the round's reply durable and its release recorded; return the reply.
 
     Raises:
@@ -209,177 +219,79 @@ def finish(job: Job, result: Result) -> wire.Update:
     """
     weight = job.manifest.weight_of(job.silo.name)
     vector = np.asarray(result.contribution.update, dtype=np.float32) * np.float32(weight)
+    vector = model_layout(job.study).check(vector, "the update")
+    if result.contribution.home is not None:
+        home = {name: np.asarray(array) for name, array in result.contribution.home.items()}
+        job.silo.state(job.manifest.run).keep_home(home)
+    if job.claim is not None:
+        return _masked(job, job.claim, vector)
     reply = wire.Update(
         silo=job.silo.name,
         round=job.round,
         head=job.head,
         countersigned=job.countersigned,
-        update=model_layout(job.study).check(vector, "the update"),
-        counts=_of_length(result.counts, job.study),
+        update=vector,
+        counts=sound_counts(result.counts, job.study).astype(np.float32),
     )
-    if result.contribution.home is not None:
-        home = {name: np.asarray(array) for name, array in result.contribution.home.items()}
-        job.silo.state(job.manifest.run).keep_home(home)
-    _release(job.silo, job.manifest.run, job.round, reply)
+    release(job.silo, job.manifest.run, job.round, reply)
     return reply
 
 
-def _of_length(counts: Vector, study: Study) -> Vector:
-    length = CountLayout.of(study).size if study.closing_events() else 0
+def _masked(job: Job, claim: Claim, vector: Vector) -> wire.MaskedUpdate:
+    part = vector / np.float32(heaviest(job.manifest))
+    beyond = int(np.count_nonzero(np.abs(part) > REACH))
+    if beyond:
+        job.silo.log(logging.WARNING, f"{beyond} entries of the update are cut to {REACH:g}, the reach of a masked sum")
+    with job.silo.ledger() as ledger:
+        step = masking.session_of(job.silo, job.study, job.manifest, len(part), ledger).mask(claim, [part])
+    reply = wire.MaskedUpdate(
+        silo=job.silo.name,
+        round=job.round,
+        head=job.head,
+        countersigned=job.countersigned,
+        upload=wire.blob(step.reply),
+    )
+    release(job.silo, job.manifest.run, job.round, reply, step.changes)
+    return reply
+
+
+def sound_counts(counts: NDArray[np.float64], study: Study) -> NDArray[np.float64]:
+    """Return metric counts of the study's length.
+
+    Raises:
+        ProtocolError: they have another.
+    """
+    length = CountLayout.of(study).size if study.count_events() else 0
     if counts.shape != (length,):
         raise ProtocolError(f"the metric counts have shape {counts.shape}, the study asks for ({length},)")
     return counts
 
 
-def _stored(silo: Silo, ledger: Ledger, run: str, round: int) -> bytes | None:
+def stored_reply(silo: Silo, ledger: Ledger, run: str, round: int) -> bytes | None:
     """Return the reply of a round that was released before; only those very bytes may leave again."""
     stored, released = silo.state(run).reply(round), ledger.entry(run=run, round=round, kind="release")
     known = stored and released and released.body["sha256"] == hashlib.sha256(stored).hexdigest()
     return stored if known else None
 
 
-def _release(silo: Silo, run: str, round: int, reply: wire.Reply) -> None:
+def release(silo: Silo, run: str, round: int, reply: wire.Reply, changes: Sequence[Change] = ()) -> None:
     """Make a reply durable, then the record that it leaves."""
     payload = wire.pack(reply)
     silo.state(run).keep_reply(round, payload)
+    digest = hashlib.sha256(payload).hexdigest()
     with silo.ledger() as ledger:
-        ledger.release(data_root=silo.root()[0], run=run, round=round, sha256=hashlib.sha256(payload).hexdigest())
-
-
-def attest(request: wire.Attest, study: Study, silo: Silo) -> wire.Attested:
-    """Countersign the heads of the other silos, for a coordinator that lacks a peer's receipt.
-
-    Raises:
-        ProtocolError, LedgerError: the request is not this run's, or this silo's ledger signs nothing.
-    """
-    manifest = _agreed(request.manifest, study, silo)
-    evidence = read_evidence(request.heads, NO_RECEIPTS, manifest, None)
-    with silo.ledger() as ledger:
-        head = ledger.head().to_bytes().decode()
-        countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
-    return wire.Attested(silo=silo.name, head=head, countersigned=countersigned)
-
-
-# --- the end ------------------------------------------------------------------------------------------------
-
-
-def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
-    """Acknowledge the end of a run: evaluate the final model, state what was spent.
-
-    The counts of the final model are one more release, with the number of the round after the last. The first request
-    gets them and the same bytes answer every later one, whatever model it brings. Where they do not fit into the budget
-    any more, or were reserved and lost, the silo takes its leave without them.
-
-    Raises:
-        ProtocolError, DataError: the request is not this run's, or the records cannot be read.
-    """
-    manifest = _agreed(request.manifest, study, silo)
-    weights = model_layout(study).check(request.weights, "the model")
-    last = study.file.study.rounds + 1
-    evidence = read_evidence(request.heads, request.receipts, manifest, last)
-    with silo.ledger() as ledger:
-        require_newest(evidence, manifest, silo, ledger, request.received)
-        if request.received:
-            ledger.commit(run=manifest.run, round=request.received)
-        stored = _stored(silo, ledger, manifest.run, last)
-        if stored is not None:
-            return wire.unpack(stored, (wire.Farewell,))
-        counted = _may_count(study, silo, ledger, manifest, evidence)
-    shape = Shape.of_study(study)
-    module = build(study.model, shape, study.file.study.seed).to(device_of(silo.settings.device))
-    load_weights(module, weights)
-    seen = evaluate(module, read_records(silo, study).held_out, shape, study)
-    silo.log(logging.INFO, f"run {manifest.run[:8]}: final model has {_shown(seen.metrics)}")
-    reply = _farewell(study, silo, manifest, evidence)
-    if not counted:
-        return reply
-    reply = replace(reply, counts=_of_length(seen.counts, study))
-    _release(silo, manifest.run, last, reply)
-    return reply
-
-
-def _may_count(study: Study, silo: Silo, ledger: Ledger, manifest: Manifest, evidence: Evidence) -> bool:
-    """Reserve the closing counts, if the study has some; return whether they may leave."""
-    if not study.closing_events():
-        return False
-    ledger.policy(silo.policy.sha256)
-    try:
-        ledger.reserve(
-            data_root=silo.root()[0],
-            run=manifest.run,
-            round=evidence.list.round,
-            events=study.closing_events(),
-            manifest=manifest.digest(),
-            receipts=evidence.receipts,
-        )
-    except Refusal as refusal:
-        silo.log(logging.WARNING, f"no counts of the final model leave: {refusal}")
-        return False
-    return True
-
-
-def _farewell(study: Study, silo: Silo, manifest: Manifest, evidence: Evidence) -> wire.Farewell:
-    """Return what the silo states of the run and the lines of its ledger that prove it; no counts yet."""
-    with silo.ledger() as ledger:
-        ledger.policy(silo.policy.sha256)
-        account = _statement(study, silo, manifest, ledger)
-        lines, head = ledger.export(), ledger.head().to_bytes().decode()
-        countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
-        try:
-            require_agreement(account.events, account.delta)
-            require_agreement(account.to_date, account.budget.delta)
-            text = ledger.signed(account)
-        except AccountingError as error:
-            silo.log(logging.ERROR, f"the statement of run {manifest.run[:8]} is not signed: {error}")
-            text = ""
-    known = next((n for n, line in enumerate(lines, 1) if hashlib.sha256(line).hexdigest() == account.hash), 0)
-    return wire.Farewell(
-        silo=silo.name,
-        head=head,
-        countersigned=countersigned,
-        statement=text,
-        ledger=b"".join(line + b"\n" for line in lines[:known]).decode(),
-    )
-
-
-def _statement(study: Study, silo: Silo, manifest: Manifest, ledger: Ledger) -> Statement:
-    root, privacy = silo.root()[0], study.file.privacy
-    head, (first, last) = ledger.head().head, ledger.span(manifest.run)
-    here, balance = merge(ledger.spent(root, run=manifest.run)), ledger.balance(root)
-    return Statement(
-        silo=silo.name,
-        run=manifest.run,
-        study=study.digest,
-        manifest=manifest.digest(),
-        ledger_id=head.ledger_id,
-        seq=head.seq,
-        hash=head.hash,
-        first=first,
-        last=last,
-        data_root=root,
-        unit=balance.root.unit,
-        neighbouring="add-or-remove-one",
-        delta=privacy.delta,
-        accountant=privacy.accountant,
-        epsilon=_finite(epsilon(here, privacy.delta, accountant=privacy.accountant)),
-        events=here,
-        to_date=balance.events,
-        budget=BudgetStatement(
-            epsilon=_finite(balance.epsilon),
-            delta=balance.root.delta,
-            gate=balance.root.gate,
-            order=balance.root.order,
-            spent=_finite(balance.spent if math.isfinite(balance.epsilon) else math.inf),
-        ),
-        policy=ledger.policy_in_force,
-        durability=silo.settings.ledger.durability,
-    )
+        ledger.release(data_root=silo.root()[0], run=run, round=round, sha256=digest, changes=changes)
 
 
 # --- shared -------------------------------------------------------------------------------------------------
 
 
-def _agreed(text: str, study: Study, silo: Silo) -> Manifest:
+def agreed(text: str, study: Study, silo: Silo) -> Manifest:
+    """Return the manifest of a request, which is the one that this run began with.
+
+    Raises:
+        Refusal, ProtocolError: policy or approval do not hold, or it is another one.
+    """
     admit(silo, study)  # with every request: a server need not have asked whether this silo takes part
     manifest = Manifest.from_json(text)
     manifest.weight_of(silo.name)
@@ -450,9 +362,6 @@ _records: dict[tuple[object, ...], Records] = {}  # read once, while they do not
 _RECORDS_BYTES = 512 * 2**20
 
 
-def _shown(values: dict[str, float | None]) -> str:
+def shown(values: dict[str, float | None]) -> str:
+    """Return metrics as a log line has them."""
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None) or "no metric"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -23,7 +23,9 @@ from server import rounds
 from server.deployed import deployed
 from server.folder import RunFolder
 from server.identity import FOLDER, coordinator_key
-from server.rounds import Evaluate, Measured, Progress, Roster
+from server.lines import Measured
+from server.masking import Masking
+from server.rounds import Evaluate, Progress, Roster
 from server.witness import Witness
 from strategies import metrics
 from strategies.counts import group_values
@@ -83,6 +85,9 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = Tr
     log.info("run folder %s", folder.path, extra={"folder": folder.path})
     started = datetime.now(UTC)
     progress = Progress(state=study.strategy.start(initial))
+    if study.masked:
+        masking = Masking(study, roster.manifest, layout.size, key, folder.keep)
+        roster, progress = rounds.mask(grid, study, roster, masking, progress)
     status = "interrupted"
     statements: dict[str, Any] = {}
     try:

@@ -91,6 +91,13 @@ class RunFolder:
         """Keep the proof that a silo's ledger is kept twice."""
         checkpoint.write_whole(self.path / f"equivocation-{silo}.json", proof.to_bytes())
 
+    def keep(self, name: str, data: bytes | None) -> None:
+        """Write a file of the folder as a whole, on disk when this returns; None takes it away."""
+        if data is None:
+            (self.path / name).unlink(missing_ok=True)
+        else:
+            checkpoint.write_whole(self.path / name, data)
+
     def record_report(self, facts: Mapping[str, Any], *, page: bool = True) -> None:
         """Write the report as report.json, with `page` also as report.html and registry.yaml, and seal the folder."""
         checkpoint.write_whole(self.path / "report.json", json.dumps(facts, indent=2).encode())

@@ -12,38 +12,27 @@ import re
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 from flwr.serverapp import Grid
 
-from server import cohort
+from server import cohort, lines
 from server.folder import RunFolder
+from server.lines import Measured
+from server.masking import Masking
 from server.witness import Witness
 from strategies import wire
 from strategies.base import PerSiloStrategy, State, SumStrategy
-from strategies.counted import groups_of, metrics_of, resolution_of
 from strategies.counts import CountLayout
 from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest, Member
-from strategies.privacy.accountant import epsilon
+from strategies.secagg.plan import COUNTS, UPDATE, heaviest
 from strategies.statement import read_statement
 from strategies.study import Study
 
 log = logging.getLogger("fedsilo.server")
-
-
-Groups = Mapping[str, Mapping[str, Mapping[str, float | None]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Metrics of a model, and those by group column and value."""
-
-    metrics: Mapping[str, float | None]
-    groups: Groups
 
 
 class Evaluate(Protocol):
@@ -61,12 +50,14 @@ class Roster:
         nodes: Flower's node by silo name.
         refusals: refusal code by node that did not join, `silent` for no answer.
         witness: what the coordinator has seen of their ledgers.
+        masking: the coordinator's side of secure aggregation; None for a study without.
     """
 
     manifest: Manifest
     nodes: Mapping[str, int]
     refusals: Mapping[int, str]
     witness: Witness = field(default_factory=Witness)
+    masking: Masking | None = None
 
     def member(self, silo: str) -> Member:
         """Return what was agreed on of a silo."""
@@ -82,6 +73,7 @@ class Progress:
         lines: metrics.jsonl so far.
         asked: rounds that each silo was asked to train: an upper bound on what it released.
         received: last round whose update from each silo arrived.
+        counted: number of the last masked counts that arrived from each silo.
         excluded: refusal code of each silo that refused a round.
         closed: silos that were asked to close, and so to release the counts of the final model.
     """
@@ -90,6 +82,7 @@ class Progress:
     lines: tuple[dict[str, Any], ...] = ()
     asked: Mapping[str, int] = field(default_factory=dict)
     received: Mapping[str, int] = field(default_factory=dict)
+    counted: Mapping[str, int] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
     closed: tuple[str, ...] = ()
 
@@ -151,6 +144,16 @@ def _too_few(joined: int, needed: int, refusals: Mapping[int, str]) -> None:
     raise RunError(sentence)
 
 
+def mask(grid: Grid, study: Study, roster: Roster, masking: Masking, progress: Progress) -> tuple[Roster, Progress]:
+    """Set up the run's secure aggregation; silos that cannot take part in it are left out of every round.
+
+    Raises:
+        RunError: too few can.
+    """
+    masking.set_up(_Way(grid=grid, study=study, roster=roster, heads="", group="setup").ask)
+    return replace(roster, masking=masking), replace(progress, excluded={**progress.excluded, **masking.refused})
+
+
 def choose(study: Study, roster: Roster, progress: Progress) -> tuple[list[str], Progress]:
     """Return the next round's cohort, and the progress in which it is charged.
 
@@ -195,82 +198,163 @@ def run_round(
     """
     began = time.monotonic()
     number = len(progress.lines) + 1
-    limits = study.file.cohort
     if number > 1:
         _attest(grid, study, roster, chosen, number)
     heads = roster.witness.list_of(roster.manifest, number)
-    requests = {roster.nodes[silo]: _train_request(silo, number, heads, study, roster, progress) for silo in chosen}
-    answers = cohort.ask(grid, requests, group=str(number), timeout_s=limits.round_timeout_s)
-    silo_of = {roster.nodes[silo]: silo for silo in chosen}
-    updates, refused = _sort(_heard(answers, silo_of, roster, heads), silo_of, number, progress.state)
+    requests = {silo: _train_request(silo, number, heads, study, roster, progress) for silo in chosen}
+    way = _Way(grid=grid, study=study, roster=roster, heads=heads, group=str(number))
+    trained = (
+        _trained_masked(way, requests, number, progress) if study.masked else _trained(way, requests, number, progress)
+    )
     trained_s = time.monotonic() - began
-    enough = len(updates) >= limits.min_silos
-    vectors = {silo: reply.update for silo, reply in updates.items()}
-    state = _aggregate(study, roster.manifest, progress.state, vectors) if enough else progress.state
+    state = trained.state or progress.state
     line = {
         "round": number,
-        **_own(evaluate(state.weights) if evaluate else None, study),
+        **lines.own(evaluate(state.weights) if evaluate else None, study),
         "cohort": len(chosen),
-        "dropped": len(chosen) - len(updates),
-        "aggregated": enough,
-        "epsilon": spent(study, progress.asked),
+        "dropped": len(chosen) - len(trained.survivors),
+        "aggregated": trained.state is not None,
+        "epsilon": lines.spent(study, progress.asked),
         "seconds": {"train": round(trained_s, 4), "total": round(time.monotonic() - began, 4)},
     }
-    counts = {silo: reply.counts for silo, reply in updates.items()}
-    return replace(
+    own = evaluate is not None
+    before = _completed(study, progress.lines, trained.counts, own=own) if trained.counts else progress.lines
+    progress = replace(
         progress,
         state=state,
-        lines=(*_completed(study, progress.lines, counts, own=evaluate is not None), line),
-        received={**progress.received, **dict.fromkeys(updates, number)},
-        excluded={**progress.excluded, **refused},
+        lines=(*before, line),
+        received={**progress.received, **dict.fromkeys(trained.arrived, number)},
+        excluded={**progress.excluded, **trained.refused},
+    )
+    return _counted(grid, study, roster, progress, chosen, own=own) if study.masked else progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """What came of asking a cohort to train; without a next state, the model stays."""
+
+    state: State | None
+    survivors: Collection[str]
+    arrived: Collection[str]
+    refused: Mapping[str, str]
+    counts: Mapping[str, Vector] = field(default_factory=dict)
+
+
+def _trained(way: _Way, requests: Mapping[str, wire.Train], number: int, progress: Progress) -> _Trained:
+    updates, refused = _sort(way.ask(requests), number, progress.state)
+    vectors = {silo: reply.update for silo, reply in updates.items()}
+    enough = len(updates) >= way.study.file.cohort.min_silos
+    state = _aggregate(way.study, way.roster.manifest, progress.state, vectors) if enough else None
+    counts = {silo: reply.counts for silo, reply in updates.items()}
+    return _Trained(state=state, survivors=updates, arrived=updates, refused=refused, counts=counts)
+
+
+def _trained_masked(way: _Way, requests: Mapping[str, wire.Train], number: int, progress: Progress) -> _Trained:
+    assert way.roster.masking is not None  # set up before the first round
+    summed = way.roster.masking.run(UPDATE, requests, number, way.ask)
+    state = None
+    if summed.vectors is not None:
+        manifest, strategy = way.roster.manifest, way.study.strategy
+        assert isinstance(strategy, SumStrategy)  # another one is refused with the study
+        total = (summed.vectors[0] * heaviest(manifest)).astype(np.float32)
+        weight = sum(manifest.weight_of(silo) for silo in summed.survivors)
+        state = _finite(strategy.aggregate(progress.state, total, weight))
+    return _Trained(state=state, survivors=summed.survivors, arrived=way.arrived, refused=summed.refused)
+
+
+def _counted(
+    grid: Grid, study: Study, roster: Roster, progress: Progress, chosen: Collection[str], *, own: bool
+) -> Progress:
+    """Ask for the masked counts of the newest model, which complete the last line.
+
+    Exact ones are of all silos of the run or not at all: sums over two sets would tell their difference.
+    """
+    last = progress.lines[-1]
+    if not (study.count_events() and last["aggregated"]):
+        return progress
+    assert roster.masking is not None  # set up before the first round
+    asked = roster.masking.seated if study.release == "masked" else chosen
+    silos = [silo for silo in asked if silo not in progress.excluded]
+    number = study.file.study.rounds + 1 + last["round"]
+    _attest(grid, study, roster, silos, number)
+    heads = roster.witness.list_of(roster.manifest, number)
+    way = _Way(grid=grid, study=study, roster=roster, heads=heads, group=f"count {last['round']}")
+    requests = {
+        silo: wire.Count(
+            manifest=roster.manifest.to_json(),
+            number=number,
+            received=progress.counted.get(silo, progress.received.get(silo, 0)),
+            heads=heads,
+            receipts=roster.witness.receipts_of(roster.member(silo), heads),
+            weights=progress.state.weights,
+            sum=wire.blob(b""),
+        )
+        for silo in silos
+    }
+    if len(requests) < study.file.cohort.min_silos:
+        return progress
+    summed = roster.masking.run(COUNTS, requests, number, way.ask)
+    done = progress.lines
+    if summed.vectors is not None:
+        done = lines.counted(study, done, summed.vectors[0], len(summed.survivors), own=own)
+    return replace(
+        progress,
+        lines=done,
+        counted={**progress.counted, **dict.fromkeys(way.arrived, number)},
+        excluded={**progress.excluded, **summed.refused},
     )
 
 
-def _own(measured: Measured | None, study: Study) -> dict[str, Any]:
-    """Return what a line says of the coordinator's own evaluation; without one, counts may fill it later."""
-    seen = dict(measured.metrics) if measured else {}
-    found: dict[str, Any] = {"loss": seen.pop("loss", None), "metrics": seen}
-    if study.file.evaluation.groups:
-        found["groups"] = measured.groups if measured else {}
-    return found
-
-
 def _completed(
-    study: Study, lines: tuple[dict[str, Any], ...], counts: Mapping[str, Vector], *, own: bool
+    study: Study, done: tuple[dict[str, Any], ...], counts: Mapping[str, Vector], *, own: bool
 ) -> tuple[dict[str, Any], ...]:
-    """Return the lines, the last one with the metrics of the silos' counts.
-
-    Args:
-        study: says whether there are any.
-        lines: metrics.jsonl; the model that the silos counted is the one after the last line.
-        counts: by silo; a vector of another length or with a value that is not finite is left out.
-        own: whether the coordinator has metrics of its own, beside which those of the silos stand.
-    """
-    if not (lines and study.closing_events()):
-        return lines
-    layout = CountLayout.of(study)
-    sound = [v for v in counts.values() if v.shape == (layout.size,) and np.isfinite(v).all()]
+    """Return the lines with the metrics of the silos' counts; what is no vector of the study's length is left out."""
+    if not (done and study.closing_events()):
+        return done
+    size = CountLayout.of(study).size
+    sound = [v for v in counts.values() if v.shape == (size,) and np.isfinite(v).all()]
     if len(sound) < len(counts):
         log.warning(
             "the metric counts of %d silos are not finite vectors of the study's length", len(counts) - len(sound)
         )
     if not sound:
-        return lines
-    total = np.stack(sound).sum(axis=0, dtype=np.float64)
-    deviation = float(study.file.evaluation.noise_multiplier or 0) * layout.sensitivity * math.sqrt(len(sound))
-    seen = metrics_of(layout, total, deviation=deviation)
-    loss, groups = seen.pop("loss"), groups_of(layout, total, deviation=deviation)
-    facts = {
-        "silos": len(sound),
-        "deviation": deviation,
-        "resolution": resolution_of(layout, total, deviation=deviation),
-    }
-    found: dict[str, Any] = {"counts": facts, "silo_metrics": seen}
-    if groups:
-        found["silo_groups"] = groups
-    if not own:
-        found = {"counts": facts, "metrics": seen, "loss": loss} | ({"groups": groups} if groups else {})
-    return (*lines[:-1], {**lines[-1], **found})
+        return done
+    return lines.counted(study, done, np.stack(sound).sum(axis=0, dtype=np.float64), len(sound), own=own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """The way to the silos of one round: requests by silo in, replies by silo out, the heads in them kept.
+
+    Args:
+        grid: Flower's.
+        study: the agreed study.
+        roster: the silos of the run.
+        heads: the list that they are sent.
+        group: of Flower's messages.
+        arrived: silos that have sent an update or counts, filled while they are asked.
+    """
+
+    grid: Grid
+    study: Study
+    roster: Roster
+    heads: str
+    group: str
+    arrived: set[str] = field(default_factory=set)
+
+    def ask(self, requests: Mapping[str, wire.Instruction]) -> dict[str, wire.Reply]:
+        """Ask silos and return what came back from them in time and holds."""
+        nodes = self.roster.nodes
+        silo_of = {nodes[silo]: silo for silo in requests}
+        timeout_s = self.study.file.cohort.round_timeout_s
+        by_node = {nodes[silo]: request for silo, request in requests.items()}
+        answers = cohort.ask(self.grid, by_node, group=self.group, timeout_s=timeout_s)
+        heard = _heard(answers, silo_of, self.roster, self.heads)
+        replies = {silo_of[node]: reply for node, reply in sorted(heard.replies.items())}
+        self.arrived.update(
+            s for s, r in replies.items() if isinstance(r, wire.Update | wire.MaskedUpdate | wire.MaskedCounts)
+        )
+        return replies
 
 
 def _attest(grid: Grid, study: Study, roster: Roster, chosen: Collection[str], number: int) -> None:
@@ -297,9 +381,12 @@ def _heard(answers: cohort.Answers, silo_of: Mapping[int, str], roster: Roster, 
     sound: dict[int, wire.Reply] = {}
     for node, reply in sorted(answers.replies.items()):
         silo = silo_of[node]
-        if not isinstance(reply, wire.Update | wire.Farewell | wire.Attested):
+        if isinstance(reply, wire.Refused):
             sound[node] = reply
-        elif reply.silo == silo:
+        elif isinstance(reply, wire.Keyed | wire.Share):
+            if reply.silo == silo:
+                sound[node] = reply
+        elif not isinstance(reply, wire.Accept) and reply.silo == silo:
             try:
                 honest = roster.witness.hear(roster.member(silo), reply.head, reply.countersigned, heads)
                 sound[node] = reply if honest else wire.Refused(code=RefusalCode.LEDGER)
@@ -322,17 +409,16 @@ def _train_request(silo: str, number: int, heads: str, study: Study, roster: Ros
 
 
 def _sort(
-    answers: cohort.Answers, silo_of: Mapping[int, str], number: int, state: State
+    replies: Mapping[str, wire.Reply], number: int, state: State
 ) -> tuple[dict[str, wire.Update], dict[str, str]]:
     """Return the sound updates and the refusals, by silo; anything else counts as dropped."""
     updates: dict[str, wire.Update] = {}
     refused: dict[str, str] = {}
-    for node, reply in sorted(answers.replies.items()):
-        silo = silo_of[node]
+    for silo, reply in replies.items():
         if isinstance(reply, wire.Refused):
             refused[silo] = reply.code
             log.warning("round %d: silo %s refused (%s)", number, silo, reply.code)
-        elif isinstance(reply, wire.Update) and reply.silo == silo and reply.round == number:
+        elif isinstance(reply, wire.Update) and reply.round == number:
             if reply.update.shape == state.weights.shape and np.isfinite(reply.update).all():
                 updates[silo] = reply
             else:
@@ -355,22 +441,13 @@ def _aggregate(study: Study, manifest: Manifest, state: State, updates: Mapping[
         after = strategy.aggregate_each(state, plain, weights)
     else:
         raise RunError(f"strategy {study.file.strategy.name} is neither a SumStrategy nor a PerSiloStrategy")
+    return _finite(after)
+
+
+def _finite(after: State) -> State:
     if not np.isfinite(after.weights).all():
         raise RunError("the aggregated model holds values that are not finite; lower the learning rates of the study")
     return replace(after, weights=after.weights.astype(np.float32))
-
-
-def spent(study: Study, asked: Mapping[str, int], closed: Collection[str] = ()) -> dict[str, float | None]:
-    """Return each silo's epsilon after the rounds and the end that it was asked for; None without protection."""
-    privacy = study.file.privacy
-
-    @cache
-    def cost(rounds: int, ended: bool) -> float | None:
-        events = study.round_events() * rounds + study.closing_events() * ended
-        value = epsilon(events, privacy.delta, accountant=privacy.accountant)
-        return value if math.isfinite(value) else None
-
-    return {silo: cost(rounds, silo in closed) for silo, rounds in sorted(asked.items())}
 
 
 def charge_closing(study: Study, roster: Roster, progress: Progress) -> Progress:
@@ -401,6 +478,7 @@ def close(
             heads=heads,
             receipts=roster.witness.receipts_of(roster.member(silo), heads),
             weights=progress.state.weights,
+            record=roster.masking.record_for(silo) if roster.masking else wire.blob(b""),
         )
         for silo, node in roster.nodes.items()
     }
@@ -422,7 +500,7 @@ def close(
             if (stated.silo, stated.run, stated.manifest) == (silo, roster.manifest.run, roster.manifest.digest()):
                 statements[silo] = stated.facts()
                 folder.record_statement(silo, reply.statement, reply.ledger)
-    lines = _completed(study, progress.lines, counts, own=own)
-    if lines and progress.closed:
-        lines = (*lines[:-1], {**lines[-1], "epsilon": spent(study, progress.asked, progress.closed)})
-    return statements, replace(progress, lines=lines)
+    done = _completed(study, progress.lines, counts, own=own)
+    if done and progress.closed:
+        done = (*done[:-1], {**done[-1], "epsilon": lines.spent(study, progress.asked, progress.closed)})
+    return statements, replace(progress, lines=done)

@@ -20,6 +20,7 @@ from tomlkit.exceptions import TOMLKitError
 from strategies.base import PerSiloStrategy
 from strategies.errors import Problem, SettingError, StudyError, nearest
 from strategies.optimizers import OPTIMIZERS
+from strategies.secagg.setup import MOST_SILOS
 from strategies.sections import METRICS, CategoricalFeature, File, NumericFeature, shown
 from strategies.spec import STRATEGIES, Registries, Registry, parse_spec
 from strategies.tokens import VOCABULARIES
@@ -247,12 +248,6 @@ def _cross_checks(file: File, resolved: Mapping[str, Any], lines: _Lines, faulty
         "evaluation",
         "release",
     )
-    check(
-        not file.secagg.enabled,
-        "secagg.enabled = true: secure aggregation is not part of this version; write enabled = false",
-        "secagg",
-        "enabled",
-    )
     known = METRICS[file.study.task]
     for metric in evaluation.metrics:
         check(
@@ -290,7 +285,8 @@ def _cross_checks(file: File, resolved: Mapping[str, Any], lines: _Lines, faulty
         "data",
         "classes",
     )
-    for sentence, *path in (*_data_problems(file), *_training_problems(file), *_release_problems(file)):
+    problems = (*_data_problems(file), *_training_problems(file), *_release_problems(file), *_masking_problems(file))
+    for sentence, *path in problems:
         check(False, sentence, *path)
     return found
 
@@ -365,8 +361,46 @@ def _training_problems(file: File) -> Iterator[tuple[str, ...]]:
         )
 
 
+def _masking_problems(file: File) -> Iterator[tuple[str, ...]]:
+    """Yield what secure aggregation does not go with."""
+    secagg, cohort = file.secagg, file.cohort
+    if not secagg.enabled:
+        return
+    least = max(3, secagg.max_colluding + 2)
+    if cohort.min_silos < least:
+        yield (
+            f"cohort.min_silos = {cohort.min_silos} is not allowed with secagg.max_colluding = {secagg.max_colluding}: "
+            f"a sum hides a silo among at least 3, and 2 more than may collude; write min_silos = {least}",
+            "cohort",
+            "min_silos",
+        )
+    if file.simulation.silos > MOST_SILOS:
+        yield (
+            f"simulation.silos = {file.simulation.silos} is not allowed with secagg.enabled = true: a sum is over at "
+            f"most {MOST_SILOS} silos in this version; lower it or write enabled = false",
+            "simulation",
+            "silos",
+        )
+    if file.privacy.mechanism == "none" and cohort.fraction < 1:
+        yield (
+            f"cohort.fraction = {cohort.fraction} is not allowed with secagg.enabled = true and privacy.mechanism = "
+            "'none': sums without noise over changing silos can be subtracted from each other; write fraction = 1.0",
+            "cohort",
+            "fraction",
+        )
+
+
 def _release_problems(file: File) -> Iterator[tuple[str, ...]]:
     evaluation, data = file.evaluation, file.data
+    masked = evaluation.release == "masked" or (evaluation.release is None and file.secagg.enabled)
+    if masked and file.study.task == "regression" and data.target_range is None:
+        yield (
+            "data.target_range is missing: masked metric counts of a regression need public bounds of the value to "
+            "predict, or their sum does not fit; write for example target_range = [0, 100] or evaluation.release = "
+            "'none'",
+            "evaluation",
+            "release",
+        )
     if evaluation.release != "noisy":
         if evaluation.noise_multiplier is not None:
             yield (

@@ -10,7 +10,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
@@ -20,7 +20,7 @@ from strategies.checks import checked, document_of
 from strategies.errors import Problem, SettingError, StudyError
 from strategies.optimizers import Optimizer
 from strategies.privacy.accountant import calibrate
-from strategies.privacy.events import Event, Exact, Gaussian
+from strategies.privacy.events import Event, Exact, Gaussian, Summed
 from strategies.sections import METRICS, USUAL_METRICS, File
 from strategies.spec import Registries
 
@@ -93,23 +93,50 @@ class Study:
             sampling_rate=training.sampling_rate,
             steps=training.steps * self.file.study.rounds,
             accountant=privacy.accountant,
-            beside=self.closing_events() * (self.file.study.rounds + 1),
+            beside=self.all_count_events(),
         )
 
-    def round_events(self) -> tuple[Event, ...]:
-        """Return what one round releases, at worst: the update, and the counts of the model that came with it."""
+    @property
+    def masked(self) -> bool:
+        """Whether the server sees sums over silos alone."""
+        return self.file.secagg.enabled
+
+    @property
+    def release(self) -> Literal["masked", "noisy", "none"]:
+        """What of the silos' metric counts leaves them: as written, else exact sums under masks, else nothing."""
+        return self.file.evaluation.release or ("masked" if self.masked else "none")
+
+    def update_events(self) -> tuple[Event, ...]:
+        """Return what the update of one round is, as a release."""
         if not self.private:
-            return (Exact(what="model update"), *self.closing_events())
+            return (Exact(what="model update"),)
         training = self.file.training
-        update = Gaussian(
-            noise_multiplier=self.noise_multiplier, sampling_rate=training.sampling_rate, steps=training.steps
+        noise_multiplier = self.noise_multiplier
+        return (
+            Gaussian(noise_multiplier=noise_multiplier, sampling_rate=training.sampling_rate, steps=training.steps),
         )
-        return (update, *self.closing_events())
 
-    def closing_events(self) -> tuple[Event, ...]:
-        """Return what the end of a run releases: the noisy counts of the final model, if the study asks for them."""
+    def count_events(self) -> tuple[Event, ...]:
+        """Return what the metric counts of one model are, as a release; nothing where none leave."""
+        if self.release == "masked":
+            return (Summed(what="metric counts of the held-out units", silos=self.file.cohort.min_silos),)
         noise_multiplier = self.file.evaluation.noise_multiplier
         return () if noise_multiplier is None else (Gaussian(noise_multiplier=noise_multiplier),)
+
+    def round_events(self) -> tuple[Event, ...]:
+        """Return what one round releases, at worst: the update, and the counts of one model.
+
+        These are of the model that came with the request to train; with masks, of the one after the round.
+        """
+        return (*self.update_events(), *self.count_events())
+
+    def closing_events(self) -> tuple[Event, ...]:
+        """Return what the end of a run releases: the counts of the final model, where no round has counted it."""
+        return () if self.masked else self.count_events()
+
+    def all_count_events(self) -> tuple[Event, ...]:
+        """Return all counts that a whole run releases."""
+        return self.count_events() * self.file.study.rounds + self.closing_events()
 
     def total_events(self) -> tuple[Event, ...]:
         """Return what a whole run releases, at worst."""

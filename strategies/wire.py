@@ -21,11 +21,15 @@ from typing import Any, TypeVar
 import numpy as np
 import safetensors.numpy
 from flwr.app import Array, ArrayRecord, RecordDict
+from numpy.typing import NDArray
 
 from strategies.errors import ProtocolError
 from strategies.layout import Vector
 
+Blob = NDArray[np.uint8]  # bytes of another protocol (strategies/secagg), which reads them itself
+
 _RECORD = "fedsilo"
+_TYPES: dict[str, type[np.generic]] = {"Vector": np.float32, "Blob": np.uint8}
 
 
 class Seen(StrEnum):
@@ -51,6 +55,15 @@ def _public() -> Any:
     return _marked(Seen.CLEAR, Protection.PUBLIC)
 
 
+def blob(data: bytes) -> Blob:
+    """Return bytes as a message holds them."""
+    return np.frombuffer(data, np.uint8)
+
+
+def _no_blob() -> Any:
+    return _marked(Seen.CLEAR, Protection.PUBLIC, lambda: np.zeros(0, np.uint8))
+
+
 def _counts() -> Any:
     """Metric counts of the model that the silo received, as `strategies.counts` lays them out; empty for none."""
     return _marked(Seen.CLEAR, Protection.RELEASED, lambda: np.zeros(0, np.float32))
@@ -70,8 +83,16 @@ class Invite:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The rules of the run's secure aggregation, signed. Answered by `Keyed` or `Refused`."""
+
+    manifest: str = _public()
+    rules: Blob = _public()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train one round from these weights. Answered by `Update` or `Refused`."""
+    """Train one round from these weights. Answered by `Update`, under masks by `MaskedUpdate`, or `Refused`."""
 
     manifest: str = _public()  # canonical JSON
     round: int = _public()  # from 1
@@ -80,6 +101,30 @@ class Train:
     receipts: str = _public()  # of the asked silo's own head: the coordinator's and one of a peer
     weights: Vector = _public()
     broadcast: Mapping[str, Vector] = _public()
+    sum: Blob = _no_blob()  # the sum that the update goes into, signed; empty without secure aggregation
+    record: Blob = _no_blob()  # what came of the sum before, signed; empty before the first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """Count how well this model does, for a sum over silos alone. Answered by `MaskedCounts` or `Refused`."""
+
+    manifest: str = _public()
+    number: int = _public()  # of the release: the study's rounds + 1 + the round whose model this is
+    received: int = _public()  # last release of counts that arrived, else the last round's; 0 for none
+    heads: str = _public()
+    receipts: str = _public()
+    weights: Vector = _public()
+    sum: Blob = _public()
+    record: Blob = _no_blob()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmask:
+    """One step that ends a sum: shares of the masks, or a view of who is in it. Answered by `Share` or `Refused`."""
+
+    manifest: str = _public()
+    request: Blob = _public()  # signed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +136,7 @@ class Close:
     heads: str = _public()
     receipts: str = _public()
     weights: Vector = _public()
+    record: Blob = _no_blob()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +172,44 @@ class Update:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Keyed:
+    """The silo's key for the masks of this run, signed; drawn at random, nothing of a record goes into it."""
+
+    silo: str = _public()
+    key: Blob = _public()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedUpdate:
+    """The weighted update of one round under masks: random to whoever lacks the sum of all of them."""
+
+    silo: str = _public()
+    round: int = _public()
+    head: str = _public()
+    countersigned: str = _public()
+    upload: Blob = _marked(Seen.MASKED, Protection.RELEASED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedCounts:
+    """The metric counts of one model under masks; their sum is exact or noisy, as the study says."""
+
+    silo: str = _public()
+    number: int = _public()
+    head: str = _public()
+    countersigned: str = _public()
+    upload: Blob = _marked(Seen.MASKED, Protection.EXACT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Shares of masks, or a signature on who is in a sum; random numbers, nothing of a record goes into them."""
+
+    silo: str = _public()
+    reply: Blob = _public()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Farewell:
     """The silo's own account of the run, a function of public settings, and the counts of the final model."""
 
@@ -153,11 +237,29 @@ class Refused:
     code: str = _marked(Seen.CLEAR, Protection.EXACT)
 
 
-Instruction = Invite | Train | Close | Attest
-Reply = Accept | Update | Farewell | Attested | Refused
-INSTRUCTIONS: tuple[type[Instruction], ...] = (Invite, Train, Close, Attest)
-REPLIES: tuple[type[Reply], ...] = (Accept, Update, Farewell, Attested, Refused)
-MESSAGE_TYPE = {Invite: "query.invite", Train: "train", Close: "evaluate", Attest: "query.attest"}
+Instruction = Invite | Setup | Train | Count | Unmask | Close | Attest
+Reply = Accept | Keyed | Update | MaskedUpdate | MaskedCounts | Share | Farewell | Attested | Refused
+INSTRUCTIONS: tuple[type[Instruction], ...] = (Invite, Setup, Train, Count, Unmask, Close, Attest)
+REPLIES: tuple[type[Reply], ...] = (
+    Accept,
+    Keyed,
+    Update,
+    MaskedUpdate,
+    MaskedCounts,
+    Share,
+    Farewell,
+    Attested,
+    Refused,
+)
+MESSAGE_TYPE = {
+    Invite: "query.invite",
+    Setup: "query.setup",
+    Train: "train",
+    Count: "evaluate.count",
+    Unmask: "query.unmask",
+    Close: "evaluate",
+    Attest: "query.attest",
+}
 
 M = TypeVar("M", bound=Instruction | Reply)
 
@@ -198,7 +300,7 @@ def pack(message: Instruction | Reply) -> bytes:
     for entry in fields(message):
         value = getattr(message, entry.name)
         if isinstance(value, np.ndarray):
-            arrays[entry.name] = np.ascontiguousarray(value, dtype=np.float32)
+            arrays[entry.name] = np.ascontiguousarray(value, dtype=_TYPES[str(entry.type)])
         elif isinstance(value, Mapping):
             arrays |= {f"{entry.name}/{key}": np.ascontiguousarray(v, np.float32) for key, v in value.items()}
         else:
@@ -261,15 +363,15 @@ def from_record(record: RecordDict, allowed: tuple[type[M], ...]) -> M:
 
 def _bytes_of(value: object) -> bytes:
     if isinstance(value, np.ndarray):
-        return np.ascontiguousarray(value, dtype="<f4").tobytes()
+        return np.ascontiguousarray(value, dtype="u1" if value.dtype == np.uint8 else "<f4").tobytes()
     if isinstance(value, Mapping):
         return b"".join(str(key).encode() + b"\0" + _bytes_of(value[key]) for key in sorted(value))
     return json.dumps(value).encode()
 
 
 def _fits(value: object, hint: str) -> bool:
-    if hint == "Vector":
-        return isinstance(value, np.ndarray) and value.dtype == np.float32 and value.ndim == 1
+    if hint in _TYPES:
+        return isinstance(value, np.ndarray) and value.dtype == _TYPES[hint] and value.ndim == 1
     if hint.startswith("Mapping"):
         return isinstance(value, dict) and all(_fits(item, "Vector") for item in value.values())
     if hint == "float":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from witnesses import witnessed
 
+from client import closing
 from client import round as local_round
 from client.models.base import MODELS, Shape, build, weights_of
 from client.round import finish, join, model_layout, train
@@ -118,7 +119,7 @@ def run_to_its_end(silo: Silo, study: Study, run: str = RUN) -> wire.Farewell:
     close = wire.Close(
         manifest=last.manifest, received=study.file.study.rounds, heads="", receipts="", weights=last.weights
     )
-    return local_round.close(witnessed(close, silo), study, silo)
+    return closing.close(witnessed(close, silo), study, silo)
 
 
 def with_budget(silo: Silo, **values: object) -> Silo:

@@ -56,6 +56,7 @@ steps = 3
 noise_multiplier = 2.0
 """
 STATEMENT = {"silo": "a", "epsilon": 1}
+MASKED = ("[privacy]", "[secagg]\nenabled = true\n[privacy]")
 
 
 def study(*changes: tuple[str, str]) -> Study:
@@ -176,8 +177,19 @@ def test_a_run_without_a_mechanism_claims_nothing() -> None:
 
 def test_every_field_of_every_reply_is_listed_with_its_marks() -> None:
     rows = {row["field"]: row for row in facts(study())["releases"]}
-    assert set(rows) == {f"{reply.__name__}.{field.name}" for reply in wire.REPLIES for field in fields(reply)}
+    masked = {row["field"]: row for row in facts(study(MASKED))["releases"]}
+    every = {f"{reply.__name__}.{field.name}" for reply in wire.REPLIES for field in fields(reply)}
+    assert rows.keys() | masked.keys() == every
+    assert rows.keys() ^ masked.keys() == {
+        name for name in every if name.startswith(("Update.", "Masked", "Keyed.", "Share."))
+    }
     assert (rows["Update.update"]["seen"], rows["Update.update"]["privacy"]) == ("clear", "released")
+    update, counts = masked["MaskedUpdate.upload"], masked["MaskedCounts.upload"]
+    assert (update["seen"], update["privacy"], counts["seen"], counts["privacy"]) == (
+        *("masked", "released"),
+        *("masked", "exact"),
+    )
+    assert not [row for row in masked.values() if row["seen"] == "clear" and row["privacy"] == "released"]
 
 
 def test_what_is_not_protected_depends_on_the_study() -> None:

@@ -27,6 +27,7 @@ from witnesses import witnessed
 import simulations
 import strategies
 from client import app as edge
+from client import closing
 from client import round as local_round
 from client.ledger import Ledger
 from client.models.base import build, load_weights, predict, weights_of
@@ -107,7 +108,7 @@ def prepare(message: wire.Train, study: Study, silo: Silo) -> local_round.Job | 
 
 
 def close(message: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
-    return local_round.close(witnessed(message, silo), study, silo)
+    return closing.close(witnessed(message, silo), study, silo)
 
 
 def request(round: int = 1, study: Study = STUDY, **changes: Any) -> wire.Train:
@@ -125,7 +126,7 @@ def trained(silo: Silo, message: wire.Train | None = None, study: Study = STUDY)
     return finish(job, train([job])[0])
 
 
-def closing(**changes: Any) -> wire.Close:
+def ending(**changes: Any) -> wire.Close:
     return replace(
         wire.Close(manifest=manifest(), received=2, heads="", receipts="", weights=request().weights), **changes
     )
@@ -152,7 +153,7 @@ def test_a_run_from_invitation_to_farewell(silo: Silo) -> None:
         (kind, r) for r, kind in ((1, "reserve"), (1, "release"), (1, "commit"), (2, "reserve"), (2, "release"))
     ]
     assert first.update.shape == (5,) and not np.array_equal(first.update, second.update)
-    goodbye = close(closing(), STUDY, silo)
+    goodbye = close(ending(), STUDY, silo)
     statement = read_statement(goodbye.statement).statement
     assert kinds(silo)[-1] == ("commit", 2)
     assert statement.epsilon == epsilon(STUDY.round_events() * 2, 1e-5) and statement.silo == "silo-1"
@@ -291,7 +292,7 @@ def test_a_run_keeps_the_manifest_that_it_began_with(changes: dict[str, Any], si
     with pytest.raises(ProtocolError, match="not the one that this run began with"):
         prepare(request(2, manifest=manifest(**changes)), STUDY, silo)
     with pytest.raises(ProtocolError, match="not the one that this run began with"):
-        close(closing(manifest=manifest(**changes)), STUDY, silo)
+        close(ending(manifest=manifest(**changes)), STUDY, silo)
     assert ("reserve", 2) not in kinds(silo)
 
 
@@ -329,7 +330,7 @@ def test_policy_holds_for_a_server_that_skips_the_invitation(limit: dict[str, An
     with pytest.raises(Refusal):
         prepare(request(), STUDY, strict)
     with pytest.raises(Refusal):
-        close(closing(), STUDY, strict)
+        close(ending(), STUDY, strict)
     assert kinds(silo) == []
 
 
@@ -388,7 +389,7 @@ def counting(silo: Silo) -> Silo:
 
 
 def closing_counts(**changes: Any) -> wire.Close:
-    return closing(**{"manifest": manifest(NOISY), "received": 1} | changes)
+    return ending(**{"manifest": manifest(NOISY), "received": 1} | changes)
 
 
 def farewell(silo: Silo, **changes: Any) -> wire.Farewell:
@@ -484,9 +485,9 @@ def test_a_retry_of_a_round_has_the_same_counts(counting: Silo) -> None:
 def test_closing_counts_are_reserved_before_a_record_is_read_and_durable_before_they_leave(
     counting: Silo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = local_round.read_records
+    read = closing.read_records
     steps: list[object] = []
-    monkeypatch.setattr(local_round, "read_records", lambda *a: steps.append(kinds(counting)) or read(*a))
+    monkeypatch.setattr(closing, "read_records", lambda *a: steps.append(kinds(counting)) or read(*a))
 
     def full_disk(*_: object, **__: object) -> None:
         steps.append(counting.state(RUN).reply(4) is not None)
@@ -574,7 +575,7 @@ def test_a_small_or_one_sided_silo_trains_and_only_its_log_says_so(
     reply = trained(silo)
     assert np.isfinite(reply.update).all() and np.count_nonzero(reply.update) == 5
     assert kinds(silo) == [("reserve", 1), ("release", 1)]
-    close(closing(received=1), STUDY, silo)
+    close(ending(received=1), STUDY, silo)
 
 
 def test_an_ordinary_silo_logs_no_warning(silo: Silo) -> None:
@@ -591,7 +592,7 @@ def test_a_model_that_overflows_on_a_held_out_record_is_no_refusal(silo: Silo) -
     with pytest.raises(RunError):
         predict(module, local_round.read_records(silo, STUDY).held_out.x, Shape.of_study(STUDY))
     assert isinstance(trained(silo, request(weights=huge)), wire.Update)
-    assert isinstance(close(closing(weights=huge, received=1), STUDY, silo), wire.Farewell)
+    assert isinstance(close(ending(weights=huge, received=1), STUDY, silo), wire.Farewell)
 
 
 STRATEGY_FILE = '''"""Counts its rounds at the silo."""
@@ -670,7 +671,7 @@ def test_the_app_walks_the_same_path(silo: Silo, monkeypatch: pytest.MonkeyPatch
     payloads = [message.content.array_records["fedsilo"]["payload"].data for message in (first, again)]
     assert payloads[0] == payloads[1] == silo.state(RUN).reply(1)
     assert kinds(silo) == [("reserve", 1), ("release", 1)]
-    assert isinstance(reply_of(ask(silo, "evaluate", closing(), monkeypatch)), wire.Farewell)
+    assert isinstance(reply_of(ask(silo, "evaluate", ending(), monkeypatch)), wire.Farewell)
     assert {line["run"] for line in egress(silo)} == {RUN}  # the ledger's name of the run, not Flower's
 
 

@@ -22,6 +22,7 @@ from test_server import STUDY as SERVED
 from test_server import TEXT, lines_of
 from witnesses import COORDINATOR, PEER, witnessed
 
+from client import closing
 from client import round as local_round
 from client.app import app as client_app
 from client.silo import Silo
@@ -327,7 +328,7 @@ def test_a_peer_does_not_sign_what_contradicts_what_it_saw(silo: Silo) -> None:
         agreed = witnessed(request(2), silo).manifest
         run = Manifest.from_json(agreed).run
         text = sign_list(run, 2, {silo.name: own_head(silo), "silo-2": head}, COORDINATOR)
-        reply = local_round.attest(wire.Attest(manifest=agreed, heads=text), STUDY, silo)
+        reply = closing.attest(wire.Attest(manifest=agreed, heads=text), STUDY, silo)
         signatures: dict[str, str] = json.loads(reply.countersigned)
         for signature in signatures.values():
             receipt = read_receipts(

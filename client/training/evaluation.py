@@ -1,8 +1,8 @@
 """The model that a silo received, on the silo's own held-out records: metrics for its log, counts for the server.
 
 Guarantees: an output that is not finite is no error here, for whether a held-out record makes it so is private and the
-weights are the server's to choose; such a record has no share in the counts. Counts leave this file only with the noise
-that the study's ledger event speaks of; exact ones are never kept.
+weights are the server's to choose; such a record has no share in the counts. Counts leave this file with the noise that
+the study's ledger event speaks of; exact ones only for a study that releases nothing but their sum over silos.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from client.models.base import Shape, predict
 from client.training.noise import SecretRandom, add_noise
 from strategies import metrics
 from strategies.counts import CountLayout, count
-from strategies.layout import Vector
 from strategies.study import Study
 
 
@@ -29,29 +28,37 @@ class Evaluation:
 
     Args:
         metrics: by name, and `loss`; None where the records do not define one. They stay in the silo.
-        counts: noisy metric counts; empty when the study releases none.
+        counts: metric counts, noisy or (for a sum under masks) exact; empty when none are asked for.
     """
 
     metrics: dict[str, float | None]
-    counts: Vector
+    counts: NDArray[np.float64]
 
 
-def evaluate(model: nn.Module, part: Part, shape: Shape, study: Study) -> Evaluation:
-    """Evaluate a model on a part; with noisy counts, two calls are two releases."""
+def evaluate(model: nn.Module, part: Part, shape: Shape, study: Study, *, counted: bool) -> Evaluation:
+    """Evaluate a model on a part.
+
+    Args:
+        model: the model.
+        part: held-out records.
+        shape: of the model.
+        study: says what of it may leave.
+        counted: whether counts are asked for; two calls with noisy ones are two releases.
+    """
     watched, labels = _Watched(model), part.y.cpu().numpy()
     scores = predict(watched, part.x, shape) if len(labels) else np.zeros((0, shape.outputs))
     usable = watched.usable(len(labels))
     seen: dict[str, float | None] = dict.fromkeys((*study.metrics, "loss"))
     if len(labels) and usable.all():
         seen = metrics.evaluate(scores, labels, study.metrics)
-    if study.file.evaluation.release != "noisy":
-        return Evaluation(metrics=seen, counts=np.zeros(0, np.float32))
+    if not counted or study.release == "none":
+        return Evaluation(metrics=seen, counts=np.zeros(0))
     layout = CountLayout.of(study)
     exact = count(layout, scores, labels, unit_of_row=part.unit_of_row, groups=part.groups, usable=usable)
-    return Evaluation(metrics=seen, counts=_released(exact, layout, study))
+    return Evaluation(metrics=seen, counts=exact if study.release == "masked" else _noisy(exact, layout, study))
 
 
-def _released(exact: NDArray[np.float64], layout: CountLayout, study: Study) -> Vector:
+def _noisy(exact: NDArray[np.float64], layout: CountLayout, study: Study) -> NDArray[np.float64]:
     noise_multiplier = study.file.evaluation.noise_multiplier
     assert noise_multiplier is not None  # the study is refused without
     noisy = add_noise(
@@ -60,7 +67,8 @@ def _released(exact: NDArray[np.float64], layout: CountLayout, study: Study) -> 
         noise_multiplier=noise_multiplier,
         random=SecretRandom(),
     )
-    return noisy.numpy().astype(np.float32)
+    found: NDArray[np.float64] = noisy.numpy()
+    return found
 
 
 class _Watched(nn.Module):

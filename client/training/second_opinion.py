@@ -26,9 +26,9 @@ def require_agreement(events: Iterable[Event], delta: float) -> None:
         AccountingError: they do not agree, or one of them gives no number.
     """
     merged = merge(events)
-    if not merged or any(isinstance(event, Exact) for event in merged):
-        return
-    _compare(tuple(event for event in merged if isinstance(event, Gaussian)), delta)
+    gaussians = tuple(event for event in merged if isinstance(event, Gaussian))
+    if gaussians and not any(isinstance(event, Exact) for event in merged):
+        _compare(gaussians, delta)
 
 
 @lru_cache(maxsize=256)

@@ -136,7 +136,7 @@ class Admission:
         return self.root.fits(self.spent, planned) and (self.limit is None or self.limit.fits(self.spent, planned))
 
     def _beside(self) -> tuple[Event, ...]:
-        return repeat(self.study.closing_events(), self.study.file.study.rounds + 1)
+        return merge(self.study.all_count_events())
 
     def _with_noise(self, ticks: int) -> tuple[Event, ...]:
         training = self.study.file.training

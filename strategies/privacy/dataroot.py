@@ -16,7 +16,7 @@ from typing import Literal
 from strategies.errors import SettingError
 from strategies.privacy.accountant import epsilon, epsilon_at_order
 from strategies.privacy.budget import Budget
-from strategies.privacy.events import Event, Exact, Gaussian, merge
+from strategies.privacy.events import Event, Gaussian, merge
 from strategies.spec import require
 
 Gate = Literal["rdp", "preregistered"]
@@ -128,11 +128,11 @@ def covers(more: Iterable[Event], less: Iterable[Event]) -> bool:
 def lacking(have: Iterable[Event], wanted: Iterable[Event]) -> tuple[Event, ...]:
     """Return what must be added to `have` so that it covers `wanted`."""
     own = {(e.noise_multiplier, e.sampling_rate): e.steps for e in merge(have) if isinstance(e, Gaussian)}
-    exact = {event for event in have if isinstance(event, Exact)}
+    others = {event for event in have if not isinstance(event, Gaussian)}
     missing: list[Event] = []
     for event in merge(wanted):
-        if isinstance(event, Exact):
-            missing += [event] if event not in exact else []
+        if not isinstance(event, Gaussian):
+            missing += [event] if event not in others else []
             continue
         steps = event.steps - own.get((event.noise_multiplier, event.sampling_rate), 0)
         if steps > 0:

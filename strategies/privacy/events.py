@@ -53,7 +53,27 @@ class Exact:
     what: str
 
 
-Event = Gaussian | Exact
+@dataclass(frozen=True, kw_only=True, order=True)
+class Summed:
+    """An exact sum over silos that nobody sees a part of (secure aggregation): no noise, so no epsilon speaks of it.
+
+    It has no place in an epsilon and is named wherever one is shown: the claim about the other releases is what it
+    would be without it, and about this one there is no claim but that the sum alone is seen.
+
+    Args:
+        what: the quantity, for the report.
+        silos: the sum is over at least so many.
+    """
+
+    what: str
+    silos: int
+
+    def __post_init__(self) -> None:
+        if not (type(self.silos) is int and self.silos >= 2):
+            raise AccountingError(f"{self} is no sum that hides a silo: silos must be a whole number of at least 2")
+
+
+Event = Gaussian | Exact | Summed
 
 
 def merge(events: Iterable[Event]) -> tuple[Event, ...]:
@@ -64,16 +84,19 @@ def merge(events: Iterable[Event]) -> tuple[Event, ...]:
     """
     steps: dict[tuple[float, float], int] = {}
     exact: set[Exact] = set()
+    summed: set[Summed] = set()
     for event in events:
         if isinstance(event, Exact):
             exact.add(event)
+        elif isinstance(event, Summed):
+            summed.add(event)
         elif not isinstance(event, Gaussian):
             raise AccountingError(f"{event!r} is no event that can be accounted")
         else:
             key = (event.noise_multiplier, event.sampling_rate)
             steps[key] = steps.get(key, 0) + event.steps
     gaussian = [Gaussian(noise_multiplier=s, sampling_rate=q, steps=t) for (s, q), t in sorted(steps.items()) if t]
-    return (*gaussian, *sorted(exact))
+    return (*gaussian, *sorted(exact), *sorted(summed))
 
 
 def to_json(event: Event) -> dict[str, Any]:
@@ -87,7 +110,7 @@ def from_json(values: Mapping[str, Any]) -> Event:
     Raises:
         AccountingError: the kind is unknown or a value is missing, so nothing may be concluded from the list.
     """
-    kinds: dict[str, type[Gaussian] | type[Exact]] = {"gaussian": Gaussian, "exact": Exact}
+    kinds: dict[str, type[Gaussian | Exact | Summed]] = {"gaussian": Gaussian, "exact": Exact, "summed": Summed}
     try:
         rest = {key: value for key, value in values.items() if key != "kind"}
         return kinds[values["kind"]](**rest)

@@ -57,9 +57,9 @@ def profile(events: Iterable[Event], delta: float) -> Profile | None:
         AccountingError: the curve cannot be computed or is not sound.
     """
     merged = merge(events)
-    if not merged or any(isinstance(event, Exact) for event in merged):
-        return None
     gaussians = tuple(event for event in merged if isinstance(event, Gaussian))
+    if not gaussians or any(isinstance(event, Exact) for event in merged):
+        return None
     claimed = epsilon(gaussians, delta)
     total = composed(gaussians) if claimed >= _FINE_BELOW else composed(gaussians, interval=1e-4)
     grid = [1.5 * claimed * i / (_POINTS - 1) for i in range(_POINTS)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from strategies.privacy.dataroot import DataRoot
-from strategies.privacy.events import Event, Exact, Gaussian, merge
+from strategies.privacy.events import Event, Exact, Gaussian, Summed, merge
 
 
 @dataclass(kw_only=True)
@@ -20,7 +20,7 @@ class Account:
     root: DataRoot | None = None
     reserved: list[tuple[str, tuple[Event, ...]]] = field(default_factory=list)
     _steps: dict[tuple[float, float], int] = field(default_factory=dict)
-    _exact: set[Exact] = field(default_factory=set)
+    _others: set[Exact | Summed] = field(default_factory=set)
 
     def add(self, run: str, events: tuple[Event, ...]) -> None:
         """Count one more reservation."""
@@ -30,9 +30,9 @@ class Account:
                 key = (event.noise_multiplier, event.sampling_rate)
                 self._steps[key] = self._steps.get(key, 0) + event.steps
             else:
-                self._exact.add(event)
+                self._others.add(event)
 
     def merged(self) -> tuple[Event, ...]:
         """Return all events, equal ones added up; its length does not grow with the number of rounds."""
         steps = self._steps.items()
-        return merge((*(Gaussian(noise_multiplier=s, sampling_rate=q, steps=t) for (s, q), t in steps), *self._exact))
+        return merge((*(Gaussian(noise_multiplier=s, sampling_rate=q, steps=t) for (s, q), t in steps), *self._others))

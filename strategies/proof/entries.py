@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from strategies.errors import AccountingError, SettingError, VerificationError
 from strategies.privacy.dataroot import DataRoot
-from strategies.privacy.events import Event, Exact, Gaussian, merge
+from strategies.privacy.events import Event, Exact, Gaussian, Summed, merge
 from strategies.proof.canonical import dump, exact, load, read_exact
 
 VERSION = 1
@@ -253,17 +253,20 @@ def _text(value: Any) -> bool:
 
 def events_value(events: Iterable[Event]) -> list[dict[str, Any]]:
     """Return events as canonical values: numbers are exact decimal texts."""
-    return [
-        {"kind": "exact", "what": event.what}
-        if isinstance(event, Exact)
-        else {
-            "kind": "gaussian",
-            "noise_multiplier": exact(event.noise_multiplier),
-            "sampling_rate": exact(event.sampling_rate),
-            "steps": event.steps,
-        }
-        for event in events
-    ]
+    return [_event_value(event) for event in events]
+
+
+def _event_value(event: Event) -> dict[str, Any]:
+    if isinstance(event, Exact):
+        return {"kind": "exact", "what": event.what}
+    if isinstance(event, Summed):
+        return {"kind": "summed", "what": event.what, "silos": event.silos}
+    return {
+        "kind": "gaussian",
+        "noise_multiplier": exact(event.noise_multiplier),
+        "sampling_rate": exact(event.sampling_rate),
+        "steps": event.steps,
+    }
 
 
 def read_events(values: Any) -> tuple[Event, ...]:
@@ -281,12 +284,21 @@ def _event(value: Any) -> Event:
     fields = value if isinstance(value, dict) else {}
     if fields.keys() == {"kind", "what"} and fields["kind"] == "exact" and type(fields["what"]) is str:
         return Exact(what=fields["what"])
+    if fields.keys() == {"kind", "what", "silos"} and fields["kind"] == "summed" and type(fields["what"]) is str:
+        return _summed(fields["what"], fields["silos"])
     numbers = fields.keys() == {"kind", "noise_multiplier", "sampling_rate", "steps"}
     if numbers and fields["kind"] == "gaussian" and type(fields["steps"]) is int:
         texts = fields["noise_multiplier"], fields["sampling_rate"]
         if all(type(text) is str for text in texts):
             return _gaussian(*texts, fields["steps"])
     raise VerificationError(f"{value!r:.80} is no event of a known kind")
+
+
+def _summed(what: str, silos: int) -> Summed:
+    try:
+        return Summed(what=what, silos=silos)
+    except AccountingError as error:
+        raise VerificationError(str(error)) from None
 
 
 @lru_cache(maxsize=4096)

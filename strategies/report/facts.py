@@ -160,7 +160,7 @@ def _privacy(study: Study) -> dict[str, Any]:
 def _evaluation(study: Study) -> dict[str, Any] | None:
     """What is released of the silos' own evaluation; None for nothing."""
     evaluation = study.file.evaluation
-    if evaluation.release != "noisy":
+    if study.release != "noisy":
         return None
     layout = CountLayout.of(study)
     return {
@@ -168,7 +168,7 @@ def _evaluation(study: Study) -> dict[str, Any] | None:
         "noise_multiplier": evaluation.noise_multiplier,
         "sensitivity": layout.sensitivity,
         "counts": layout.size,
-        "epsilon": _number(_epsilon(study, study.closing_events() * (study.file.study.rounds + 1))),
+        "epsilon": _number(_epsilon(study, study.all_count_events())),
         "groups": list(evaluation.groups),
     }
 
@@ -178,6 +178,8 @@ def _released(study: Study, facts: Mapping[str, Any]) -> tuple[Event, ...]:
     events = study.round_events() * int(facts["rounds"])
     if facts["closed"]:
         events = (*events, *study.closing_events())
+    if study.masked and study.release == "masked":
+        events = (*events, *study.count_events())  # of all silos, also of those that no round has chosen
     if not study.private:  # also before its first round, such a run has no bound
         events = (*events, *study.round_events()[:1])
     return events
@@ -214,7 +216,7 @@ def _worst(study: Study, silos: Mapping[str, Mapping[str, Any]]) -> dict[str, An
 def _steps(study: Study, silos: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The worst silo's epsilon built up by kind of release, by PLD."""
     events = _worst_events(study, silos) if study.private else ()
-    counts = [event for event in events if event in study.closing_events()]
+    counts = [event for event in events if event in study.count_events()]
     training = [event for event in events if event not in counts]
     parts, before, so_far = [], 0.0, list[Event]()
     for name, some in (("model updates", training), ("metric counts", counts)):
@@ -244,6 +246,20 @@ _WHAT_TRAVELS = {
     "Update.countersigned": "signatures on the heads of the other silos' ledgers",
     "Update.update": "model update of the round, clipped and noised before it was used",
     "Update.counts": "metric counts of the model that the silo received, on its held-out records, noised",
+    "Keyed.silo": "name of the silo",
+    "Keyed.key": "the silo's key for the masks of this run, signed",
+    "MaskedUpdate.silo": "name of the silo",
+    "MaskedUpdate.round": "number of the round",
+    "MaskedUpdate.head": "where the silo's ledger stands, signed: a position, a hash and what was released so far",
+    "MaskedUpdate.countersigned": "signatures on the heads of the other silos' ledgers",
+    "MaskedUpdate.upload": "model update of the round, clipped and noised before it was used, in a sum over silos",
+    "MaskedCounts.silo": "name of the silo",
+    "MaskedCounts.number": "number of the round whose model was counted, after those of all rounds",
+    "MaskedCounts.head": "where the silo's ledger stands, signed: a position, a hash and what was released so far",
+    "MaskedCounts.countersigned": "signatures on the heads of the other silos' ledgers",
+    "MaskedCounts.upload": "metric counts of a model, on its held-out records, in a sum over silos",
+    "Share.silo": "name of the silo",
+    "Share.reply": "shares of masks, and a signature on who is in the sum: random numbers and names",
     "Farewell.silo": "name of the silo",
     "Farewell.head": "where the silo's ledger stands, signed: a position, a hash and what was released so far",
     "Farewell.countersigned": "signatures on the heads of the other silos' ledgers",
@@ -259,11 +275,19 @@ _WHAT_TRAVELS = {
 
 def _releases(study: Study) -> list[dict[str, str]]:
     rows = []
+    masked = {wire.Keyed, wire.MaskedUpdate, wire.MaskedCounts, wire.Share}
     for reply in wire.REPLIES:
+        if reply in (masked if not study.masked else {wire.Update}):
+            continue  # no such message is sent in this study
         for entry in fields(reply):
             name, protection = f"{reply.__name__}.{entry.name}", entry.metadata["privacy"]
             what = _WHAT_TRAVELS[name]
-            if entry.name == "counts":
+            if name == "MaskedCounts.upload" and study.release != "masked":
+                protection = wire.Protection.RELEASED if study.release == "noisy" else wire.Protection.PUBLIC
+                what = f"{what}, noised" if study.release == "noisy" else "nothing: this study releases no metric counts"
+            elif name == "MaskedCounts.upload":
+                what = f"{what}, without noise: no epsilon covers the held-out units"
+            elif entry.name == "counts":
                 if not study.closing_events():
                     protection, what = wire.Protection.PUBLIC, "nothing: this study releases no metric counts"
             elif protection == wire.Protection.RELEASED and not study.private:

@@ -80,7 +80,8 @@ def _entry(facts: Facts, root: Facts, verified: bool) -> dict[str, Any]:
         f"{event['sampling_rate']}, "
         f"{event['steps']} times"
         if event["kind"] == "gaussian"
-        else f"{event['what']}, unprotected"
+        else f"{event['what']}, exact"
+        + (f" in a sum over at least {event['silos']} silos" if event["kind"] == "summed" else ", unprotected")
         for event in root["mechanisms"]
     ]
     parameters = [_parameters(numbers)] if verified else []

@@ -1,0 +1,95 @@
+"""Secure aggregation at the silo: the session of a run over the rows of this silo's ledger.
+
+A sum is claimed in the transaction that reserves its cost, before a record is read; it is masked in the one that
+records the release; shares and signatures leave after the row that rules out any other answer is durable. Two copies of
+a request, also in two processes, meet at the compare-and-set, and one of them is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TypeVar
+
+from client.ledger import Ledger
+from client.silo import Silo
+from strategies import wire
+from strategies.errors import ProtocolError
+from strategies.manifest import Manifest
+from strategies.secagg.claims import Claim
+from strategies.secagg.plan import digest_of_model, digest_of_settings, members_of, setup_of
+from strategies.secagg.setup import Floors
+from strategies.secagg.silo import SiloSession
+from strategies.study import Study
+
+Masked = TypeVar("Masked", wire.MaskedUpdate, wire.MaskedCounts)
+
+
+def session_of(silo: Silo, study: Study, manifest: Manifest, parameters: int, ledger: Ledger) -> SiloSession:
+    """Return this silo's side of a run.
+
+    Args:
+        silo: whose policy gives the floors.
+        study: the agreed study.
+        manifest: the agreed run.
+        parameters: of the model.
+        ledger: open; holds the rows and signs.
+
+    Raises:
+        ProtocolError: the study has no secure aggregation.
+    """
+    if not study.masked:
+        raise ProtocolError("a message of secure aggregation came, and the study has none")
+
+    def read(key: str) -> bytes | None:
+        return ledger.row(manifest.run, key)
+
+    require = silo.policy.require
+    return SiloSession(
+        name=silo.name,
+        sign=ledger.sign,
+        members=members_of(manifest),
+        expected=setup_of(study, manifest, parameters),
+        floors=Floors(least=require.min_cohort, max_colluding=require.min_colluding),
+        read=read,
+    )
+
+
+def claim(session: SiloSession, request: wire.Train | wire.Count, manifest: Manifest, ledger: Ledger) -> Claim:
+    """Check the sum that a request names, and what came of the one before it, if the request says so.
+
+    The claim's changes go with the reservation.
+
+    Raises:
+        ProtocolError: the sum is not taken part in.
+    """
+    settle(session, request.record, manifest, ledger)
+    number = request.round if isinstance(request, wire.Train) else request.number
+    broadcast = request.broadcast if isinstance(request, wire.Train) else {}
+    return session.claim(
+        request.sum.tobytes(),
+        model=digest_of_model(request.weights, broadcast),
+        config=digest_of_settings(manifest, number),
+    )
+
+
+def settle(session: SiloSession, record: wire.Blob, manifest: Manifest, ledger: Ledger) -> None:
+    """Check the coordinator's record of the last sum, where there is one.
+
+    Raises:
+        ProtocolError: it is not of what this silo has sent.
+    """
+    if record.size:
+        ledger.change(manifest.run, session.close(record.tobytes()).changes)
+
+
+def same_again(claim: Claim, stored: bytes | None, kind: type[Masked]) -> Masked:
+    """Return the reply that was made for a claim before, byte for byte.
+
+    Raises:
+        ProtocolError: it is not there any more; the sum's number is used up.
+    """
+    if stored is not None:
+        reply = wire.unpack(stored, (kind,))
+        if hashlib.sha256(reply.upload.data).digest() == claim.upload:
+            return reply
+    raise ProtocolError("the masked reply of this sum is lost here; its number is used up")
