@@ -10,6 +10,7 @@ Guarantees: `require_enrolled` lets no manifest through that names a silo, a key
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,10 @@ class Enrolment:
     answer: Answer
     roster: Roster
     member: Member
+
+    def known(self) -> frozenset[str]:
+        """Return the hashes of this roster and of all that it has grown from."""
+        return frozenset(hashlib.sha256(line).hexdigest() for line in self.roster.text.split(b"\n")[:-1])
 
     def learn(self, text: bytes) -> Enrolment:
         """Return the enrolment with a roster that the coordinator hands out, kept if it is longer.

@@ -215,8 +215,8 @@ class Node:
             raise ProtocolError("its envelope is of another message")
         if order.payload != payload_hash(task.message.content):
             raise ProtocolError("it carries something else than was signed")
-        if order.roster != self._enrolment.roster.hash:
-            raise ProtocolError("the roster in force is not the one that is known here")
+        if order.roster not in self._enrolment.known():
+            raise ProtocolError("the roster in force is none that is known here")
         known = self._runs.get(facts.run_id)
         if known is not None and known.bundle != self._enrolment.answer.bundle:
             raise ProtocolError(f"the bundle {known.bundle[:12]} is not the pinned one")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import typer
 
 from server.commands import running, setup, studies
-from strategies.command import guarded, not_built
+from strategies.command import guarded
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,30 +23,15 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "stop": (running.stop, "stop --server coordinator"),
     "describe": (studies.describe, "describe study.toml"),
     "run": (studies.run, "run study.toml --server coordinator"),
+    "resume": (studies.resume, "resume breast-cancer-20260131-120000 --server coordinator"),
     "status": (studies.status, "status --server coordinator"),
     "report": (studies.report, "report breast-cancer-20260131-120000 --server coordinator"),
     "enrol": (setup.enrol, "enrol north.request.json --server coordinator"),
 }
-_LATER: dict[str, str] = {
-    "resume": "Take an interrupted run up again.",
-}
-
-
-def _later(name: str, summary: str) -> None:
-    @app.command(
-        name,
-        help=f"{summary} (not built yet)",
-        add_help_option=True,
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )
-    def command() -> None:
-        raise not_built(f"fedsilo-server {name}", "deployment")
 
 
 for _command, (_function, _example) in _COMMANDS.items():
     app.command(_command, epilog=f"Example: fedsilo-server {_example}")(_function)
-for _name, _summary in _LATER.items():
-    _later(_name, _summary)
 
 
 def main() -> None:

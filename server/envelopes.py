@@ -55,9 +55,14 @@ class SignedGrid(Grid):
     def run(self) -> Run:
         return self._inner.run
 
-    def member_of(self, node: int) -> Member:
-        """Return the silo behind a node."""
-        return self._members[node]
+    def name_of(self, node: int) -> str:
+        """Return the name of the silo behind a node."""
+        return self._members[node].silo
+
+    def know(self, nodes: Mapping[str, int]) -> None:
+        """Learn the nodes of a run that is taken up, of which some may be away."""
+        found = {node: self._roster.members.get(silo) for silo, node in nodes.items()}
+        self._members = {**self._members, **{node: member for node, member in found.items() if member is not None}}
 
     def get_node_ids(self) -> Iterable[int]:
         found = {node.node_id: self._of_key.get(point_of(node.public_key)) for node in self._inner.get_nodes()}

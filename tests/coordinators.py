@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-from sites import credentials
+from sites import credentials, rewrite
 
 import client.cli
 import server.cli
@@ -75,13 +78,20 @@ def _typed(capsys: object, app: object, words: Sequence[str]) -> dict[str, objec
     return found
 
 
-def found(folder: Path, capsys: object, names: Sequence[str] = ("east", "north", "south"), **data: Path) -> Consortium:
+def found(
+    folder: Path,
+    capsys: object,
+    names: Sequence[str] = ("east", "north", "south"),
+    policy: Mapping[str, str] | None = None,
+    **data: Path,
+) -> Consortium:
     """Make and enrol all of them.
 
     Args:
         folder: where they go.
         capsys: pytest's.
         names: of the silos.
+        policy: texts of policy.toml to be replaced.
         data: records of each silo; none are read before a run.
     """
     words, port = credentials(folder / "credentials"), free_ports(4)
@@ -92,11 +102,84 @@ def found(folder: Path, capsys: object, names: Sequence[str] = ("east", "north",
             place = data.get(name, folder / f"{name}.csv")
             own = ("--silo", str(folder / name))
             silo(capsys, "init", str(folder / name), "--data", f"ward={place}", "--allow-volatile")
+            for old, new in (policy or {}).items():
+                rewrite(folder / name / "policy.toml", old, new)
             asked = silo(capsys, "enrol", *own, "--out", str(folder / f"{name}.request.json"))
             words_read = ("--server", str(home), "--fingerprint", str(asked["fingerprint"]))
             answer = server_(capsys, "enrol", str(asked["request"]), *words_read)
             silo(capsys, "enrol", *own, "--install", str(answer["answer"]), "--fingerprint", str(answer["fingerprint"]))
     return Consortium(server=home, silos=tuple(folder / name for name in names), credentials=words, port=port)
+
+
+class Processes:
+    """Real processes of a consortium; each is ended by its own process id.
+
+    Args:
+        consortium: whose.
+    """
+
+    def __init__(self, consortium: Consortium) -> None:
+        self.consortium = consortium
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str) -> None:
+        """Start the coordinator (`server`) or a silo by its folder's name."""
+        module, folder = ("server", self.consortium.server)
+        if name != "server":
+            module, folder = "client", self.consortium.server.parent / name
+        option = "--server" if name == "server" else "--silo"
+        with (folder.parent / f"{name}.log").open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                [sys.executable, "-c", f"from {module}.cli import main; main()", "up", option, str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "CREDENTIALS_DIRECTORY": str(self.consortium.credentials), "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+
+    def kill(self, name: str) -> None:
+        """SIGKILL."""
+        process = self.running.pop(name)
+        process.kill()
+        process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM to all, SIGKILL to what is left after 30 s."""
+        for process in self.running.values():
+            process.terminate()
+        for process in self.running.values():
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def type(self, *words: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+        """Type a command of the coordinator and wait for its end."""
+        return subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from server.cli import main; main()",
+                *words,
+                "--server",
+                str(self.consortium.server),
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+
+def until(what: Callable[[], object], *, within_s: float = 90.0, why: str = "") -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + within_s
+    while not what():
+        assert time.monotonic() < deadline, why or "it did not come to be in time"
+        time.sleep(0.1)
 
 
 def breast_cancer(folder: Path, names: Sequence[str] = ("east", "north", "south"), **values: object) -> Path:

@@ -478,8 +478,8 @@ def test_fuzzed_requests_reach_nobody_and_break_nothing(world: World, scaled: Ca
             text = list(headers[name])
             text[random_.randrange(len(text))] = random_.choice("AZaz09+/=-:")
             changed = "".join(text)
-            if name != "flwr-timestamp" and base64.b64decode(changed + "==") == base64.b64decode(headers[name]):
-                continue  # bits that base64 does not use
+            if changed[:-4] == headers[name][:-4]:
+                continue  # the last group may have bits that base64 does not use
             headers[name] = changed
         elif kind == 2:
             headers = Silo("rogue", ROGUE).headers()

@@ -29,6 +29,7 @@ FLOWER_FILES = {
     "server/superlink.py",
     "server/fleet.py",
     "server/envelopes.py",
+    "server/resume.py",
     "server/deployed.py",
 }
 FORBIDDEN = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")

@@ -288,3 +288,33 @@ def _show_status(facts: Mapping[str, Any]) -> None:
         rounds = f"{row['rounds_done']} of {row['rounds']}"
         runs.add_row(row["id"], row["study"], row["status"], rounds, epsilon, row["folder"] or "-")
     shown.print(runs)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or its name in runs/.")],
+    server: ServerFolder = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Start the run and do not follow it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take up a run that broke off from its last finished round; nothing is counted or charged twice."""
+    from server.home import Home
+    from server.superlink import Control
+
+    home, folder = Home.open(server), folder_of(run, server).absolute()
+    parsed = read_study(folder / "study.toml")
+    control = Control(home)
+    for each in control.runs():
+        if each.live and _folder_of(home, each.run) == folder:
+            control.stop(each.run)  # its process has gone, or is about to: two must not write one folder
+    start_and_follow(home, parsed, {"resume": str(folder)}, detach=detach, as_json=as_json)
+
+
+def _folder_of(home: Home, number: int) -> Path | None:
+    """Return the folder of a run of Flower's list, as its journal names it."""
+    from server.deployed import journal_of
+    from server.overview import read_events
+
+    for line in read_events(journal_of(home, number)):
+        if line["event"] == "folder":
+            return Path(line["folder"])
+    return None
