@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from sites import credentials, rewrite
 import client.cli
 import server.cli
 from simulations.ready import read_study as read_ready
-from simulations.silos import REGISTRIES, complete
+from simulations.silos import REGISTRIES, complete, make_silos
 from simulations.sources import read_dataset
 from strategies.command import guarded
 from strategies.study import Study, override
@@ -83,7 +84,6 @@ def found(
     capsys: object,
     names: Sequence[str] = ("east", "north", "south"),
     policy: Mapping[str, str] | None = None,
-    **data: Path,
 ) -> Consortium:
     """Make and enrol all of them.
 
@@ -92,14 +92,13 @@ def found(
         capsys: pytest's.
         names: of the silos.
         policy: texts of policy.toml to be replaced.
-        data: records of each silo; none are read before a run.
     """
     words, port = credentials(folder / "credentials"), free_ports(4)
     home = folder / "coordinator"
     server_(capsys, "init", str(home), "--host", "127.0.0.1", "--listen", "127.0.0.1", "--port", str(port))
     with passphrases(words):
         for name in names:
-            place = data.get(name, folder / f"{name}.csv")
+            place = next(folder.glob(f"{name}.[cp]*"), folder / f"{name}.csv")
             own = ("--silo", str(folder / name))
             silo(capsys, "init", str(folder / name), "--data", f"ward={place}", "--allow-volatile")
             for old, new in (policy or {}).items():
@@ -183,20 +182,22 @@ def until(what: Callable[[], object], *, within_s: float = 90.0, why: str = "") 
 
 
 def breast_cancer(folder: Path, names: Sequence[str] = ("east", "north", "south"), **values: object) -> Path:
-    """Write the breast-cancer records in parts, one CSV a silo, and the complete study; return the study's path.
+    """Write the breast-cancer records in parts, one file a silo, and the complete study; return the study's path.
 
     Args:
-        folder: where they go.
+        folder: where they go; a silo called `silo-1` gets what the simulator's `silo-1` has.
         names: of the silos.
-        values: `section__key` values of the study.
+        values: `section__key` values of the study; None takes one away.
     """
     written, base = read_ready("breast-cancer", {})
-    changes = {"training.sampling_rate": 0.1} | {key.replace("__", "."): value for key, value in values.items()}
-    study = Study.parse(override(written.text, {"simulation.silos": len(names), **changes}), REGISTRIES)
+    changes = {"simulation.silos": len(names), "simulation.partition": "iid", "training.sampling_rate": 0.1}
+    changes |= {key.replace("__", "."): value for key, value in values.items()}
+    study = Study.parse(override(written.text, changes), REGISTRIES)
     source = read_dataset(study, base)
     study, _ = complete(study, source, base)
-    for number, name in enumerate(names):
-        source.frame.gather_every(len(names), number).write_csv(folder / f"{name}.csv")
+    for made, name in zip(make_silos(study, source, folder / "simulated"), names, strict=True):
+        (data,) = (made / "data").iterdir()
+        shutil.copy(data, folder / f"{name}{data.suffix}")
     path = folder / "study.toml"
     path.write_text(study.text)
     return path
