@@ -42,6 +42,8 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
     inflate_object_from_contents,
     pull_objects,
     push_objects,
@@ -141,14 +143,17 @@ class Connection:
         """Return a pulled message with its content."""
         facts = message.metadata
         fetch = make_pull_object_fn_protobuf(lambda r: _once(self._client.PullObject, r), self._node, facts.run_id)
-        objects = pull_objects(
-            [each.object_id for each in iterate_object_tree(tree)],
-            fetch,
-            max_time=_OBJECT_WAIT_S,
-            initial_backoff=0.05,
-            backoff_cap=1.0,
-        )
-        whole = cast(Message, inflate_object_from_contents(facts.message_id, objects))
+        try:
+            objects = pull_objects(
+                [each.object_id for each in iterate_object_tree(tree)],
+                fetch,
+                max_time=_OBJECT_WAIT_S,
+                initial_backoff=0.05,
+                backoff_cap=1.0,
+            )
+            whole = cast(Message, inflate_object_from_contents(facts.message_id, objects))
+        except (ObjectPullError, ValueError) as error:
+            raise TurnedAway(0, f"{type(error).__name__}: an object of the message is not to be had") from None
         whole.metadata.__dict__["_message_id"] = facts.message_id
         return whole
 
@@ -180,7 +185,10 @@ class Connection:
             send = make_push_object_fn_protobuf(
                 lambda r: _once(self._client.PushObject, r), self._node, reply.metadata.run_id, answer.session_id
             )
-            push_objects(get_all_nested_objects(reply), send, object_ids_to_push=set(answer.objects_to_push))
+            try:
+                push_objects(get_all_nested_objects(reply), send, object_ids_to_push=set(answer.objects_to_push))
+            except ObjectPushError:
+                raise TurnedAway(0, "ObjectPushError: the run has ended") from None
 
 
 def to_bytes(message: Message) -> bytes:

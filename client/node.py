@@ -31,6 +31,7 @@ from client.child import Child, Killed
 from client.enrolment import Enrolment, enrolment
 from client.fleet import HEARTBEAT_S, Connection, RunFacts, TurnedAway, Unreachable, from_bytes, pause, to_bytes
 from client.keys import ledger_key, transport_key
+from client.observe import Meters
 from client.silo import Silo, replace_file
 from strategies import wire
 from strategies.envelope import Answer, Instruction, digest, open_envelope, seal
@@ -85,6 +86,7 @@ class Node:
         self._seen = self._read_seen()
         self._busy_until = 0.0
         self._status: dict[str, Any] = {}
+        self.meters = Meters()
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -107,10 +109,12 @@ class Node:
                     node = connection.activate()
                     attempt = 0
                     self._say("online", node=node)
-                    with self._beating(connection):
-                        self._serve(connection)
-                    with suppress(Unreachable, TurnedAway):
-                        connection.deactivate()
+                    try:
+                        with self._beating(connection):
+                            self._serve(connection)
+                    finally:
+                        with suppress(Unreachable, TurnedAway):
+                            connection.deactivate()
                 except Unreachable as error:
                     self._say("unreachable", why=str(error))
                 except TurnedAway as error:
@@ -148,15 +152,23 @@ class Node:
                 self._stop.wait(_POLL_S if time.monotonic() < self._busy_until else _LAZY_POLL_S)
                 continue
             self._busy_until = time.monotonic() + _BUSY_S
-            message, tree = found
-            facts = message.metadata
-            if facts.run_id not in self._runs:
-                self._runs[facts.run_id] = connection.run(facts.run_id)
-            whole = connection.content(message, tree)
-            task = Task(message=whole, config=dict(self._runs[facts.run_id].config), sealed=_sealed(whole))
-            self._keep(task)
-            connection.confirm(whole)
+            try:
+                task = self._fetched(connection, *found)
+            except TurnedAway as error:  # its run has ended meanwhile
+                self._log(logging.WARNING, f"a message could not be fetched: {error}")
+                continue
             self._work(connection, task)
+
+    def _fetched(self, connection: Connection, message: Message, tree: Any) -> Task:
+        """Return a message with its content, on disk before the coordinator is told that it has arrived."""
+        run = message.metadata.run_id
+        if run not in self._runs:
+            self._runs[run] = connection.run(run)
+        whole = connection.content(message, tree)
+        task = Task(message=whole, config=dict(self._runs[run].config), sealed=_sealed(whole))
+        self._keep(task)
+        connection.confirm(whole)
+        return task
 
     def _finish_what_was_begun(self, connection: Connection) -> None:
         """Send the answer, or work on the message, that an earlier process left."""
@@ -181,19 +193,20 @@ class Node:
             answer = self._child.call(
                 {"node": facts.dst_node_id, "config": task.config}, to_bytes(task.message), max(0.0, task.left_s)
             )
-            reply = from_bytes(answer)
+            reply, outcome = from_bytes(answer), "answered"
         except _AnsweredError:
             self._log(logging.WARNING, f"message {facts.message_id[:12]} came again: the same bytes answer")
             reply = from_bytes((self._folder / "last.bin").read_bytes())
-            reply = Message(reply.content, reply_to=task.message)
+            reply, outcome = Message(reply.content, reply_to=task.message), "answered again"
         except Killed:
             if self._stop.is_set():
                 return  # the inbox is kept
             self._log(logging.ERROR, f"message {facts.message_id[:12]} was stopped by the watchdog")
-            reply = _refused(task, RefusalCode.INTERNAL)
+            reply, outcome = _refused(task, RefusalCode.INTERNAL), "stopped"
         except (ProtocolError, VerificationError) as error:
             self._log(logging.WARNING, f"message {facts.message_id[:12]} is refused: {error}")
-            reply = _refused(task, RefusalCode.PROTOCOL)
+            reply, outcome = _refused(task, RefusalCode.PROTOCOL), "refused"
+        self.meters.messages[outcome] += 1
         self._sign(reply, task)
         replace_file(self._folder / "outbox.bin", to_bytes(reply))
         self._send(connection, reply)
@@ -277,6 +290,7 @@ class Node:
         """Write what the node does, for `status`; nothing of it leaves the silo."""
         if (state, facts) == (self._status.get("state"), self._status.get("facts")):
             return
+        self.meters.tell(state in ("online", "working"))
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._status = {"state": state, "since": now, "facts": facts}
         (self._folder / "status.json").write_text(json.dumps(self._status), encoding="utf-8")

@@ -53,6 +53,13 @@ class LedgerTable(_Table):
     allow_volatile: bool = False  # on tmpfs, a container's layer or a network file system
 
 
+class NodeTable(_Table):
+    """Ports on the loopback for probes; 0 for none."""
+
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 0  # gRPC health checking
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # Prometheus text, /metrics
+
+
 class Settings(_Table):
     """`silo.toml`."""
 
@@ -62,6 +69,7 @@ class Settings(_Table):
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # public; used when a study says 'declared'
     data: dict[str, DataRoot]
     ledger: LedgerTable = LedgerTable()
+    node: NodeTable = NodeTable()
 
 
 @dataclass(frozen=True, kw_only=True)

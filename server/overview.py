@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from server.home import Home
+from server.lock import running
 from server.superlink import Control
-from server.up import running
 from strategies.errors import RunError
 
 _CURVE = ("auroc", "accuracy", "loss")
@@ -60,6 +60,7 @@ def _run(path: Path, live: dict[int, str]) -> dict[str, Any]:
         "id": str(number),
         "study": first.get("study"),
         "rounds": first.get("rounds"),
+        "planned": first.get("epsilon"),
         "folder": folder,
         "started": first.get("time"),
         "status": live.get(number) or ended or "interrupted",

@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import ssl
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
 import httpx
@@ -28,8 +26,9 @@ from server.home import Home
 from server.journal import Journal
 from server.listener import Server, listener, server_side
 from server.meters import Meters
+from server.page import Health, application
 from server.superlink import Control, environment, loopback, superexec_command, superlink_command
-from strategies.errors import FedsiloError, RunError, SettingError
+from strategies.errors import FedsiloError, RunError
 from strategies.roster import Roster
 
 _START_S = 90.0
@@ -37,7 +36,6 @@ _PAUSE_S = 0.5
 _RECONCILE_S = 10.0
 _SLOWEST_RESTART_S = 30.0
 _UPSTREAM_S = 60.0
-PID = "up.pid"
 
 
 @dataclass(kw_only=True)
@@ -147,22 +145,26 @@ class Coordinator:
             base_url=address, headers=headers, verify=trust, timeout=_UPSTREAM_S, trust_env=False
         ) as upstream:
             gateway = self._gateway(upstream)
+            settings = self.home.settings
+            self.serving.append(listener(application(self.home, self.meters), "127.0.0.1", settings.status_port))
             tasks = [asyncio.create_task(server.serve()) for server in self.serving]
+            health = Health(settings.health_port)
             try:
                 for child in self.children:
                     child.start()
                     await self._until_up(child, stop)
                 await asyncio.to_thread(self.reconcile)
-                settings = self.home.settings
                 server = listener(gateway, settings.listen, settings.port, self._tls())
                 self.serving.append(server)
                 tasks.append(asyncio.create_task(server.serve()))
                 self.journal.write("up", pid=os.getpid(), port=settings.port)
-                ready()
-                while not stop.is_set():
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(stop.wait(), _PAUSE_S)
-                    await self._watch()
+                with health.served():
+                    health.tell(True)
+                    ready()
+                    while not stop.is_set():
+                        with suppress(TimeoutError):
+                            await asyncio.wait_for(stop.wait(), _PAUSE_S)
+                        health.tell(await self._watch())
             finally:
                 for server in self.serving:
                     server.should_exit = True
@@ -199,8 +201,8 @@ class Coordinator:
             except RunError:
                 await asyncio.sleep(0.2)
 
-    async def _watch(self) -> None:
-        """Start again what has ended, and bring Flower's nodes up to date."""
+    async def _watch(self) -> bool:
+        """Start again what has ended, bring Flower's nodes up to date; return whether the SuperLink answers."""
         self.roster()
         now = asyncio.get_running_loop().time()
         for child in self.children:
@@ -214,12 +216,14 @@ class Coordinator:
                 child.again_at = 0.0
                 child.start()
         if self._stamp == self._reconciled and now < self._reconcile_at:
-            return
+            return all(child.process and child.process.poll() is None for child in self.children)
         try:
             await asyncio.to_thread(self.reconcile)
             self._reconciled, self._reconcile_at = self._stamp, now + _RECONCILE_S
         except (FedsiloError, OSError) as error:
             self.journal.write("unreconciled", reason=type(error).__name__)
+            return False
+        return True
 
 
 def coordinator(home: Home) -> Coordinator:
@@ -233,59 +237,3 @@ def coordinator(home: Home) -> Coordinator:
         log = home.superlink / f"{name}.log"
         made.children.append(Child(name=name, command=command, log=log, environment=surroundings))
     return made
-
-
-@contextmanager
-def only_one(home: Home) -> Iterator[None]:
-    """Hold the folder for one running coordinator, and say which process it is.
-
-    Raises:
-        SettingError: another one runs, or a port is taken.
-    """
-    home.superlink.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(home.superlink / PID, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            flock(descriptor, LOCK_EX | LOCK_NB)
-        except OSError:
-            raise SettingError(f"a coordinator runs in {home.folder} already; use fedsilo-server stop") from None
-        settings = home.settings
-        for host, port in (
-            (settings.listen, settings.port),
-            *(("127.0.0.1", port) for port in (settings.superlink_port, settings.status_port, settings.health_port)),
-        ):
-            _require_free(host, port)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.ftruncate(descriptor, 0)
-        os.close(descriptor)
-
-
-def running(home: Home) -> int | None:
-    """Return the process id of the coordinator that runs in a folder, or None."""
-    try:
-        descriptor = os.open(home.superlink / PID, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        flock(descriptor, LOCK_EX | LOCK_NB)
-        return None
-    except OSError:
-        text = os.pread(descriptor, 32, 0)
-        return int(text) if text.isdigit() else None
-    finally:
-        os.close(descriptor)
-
-
-def _require_free(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise SettingError(
-                f"port {port} on {host} cannot be had ({error.strerror}); choose another in server.toml"
-            ) from None

@@ -28,8 +28,9 @@ def up(silo: SiloFolder = None, silo_word: SiloWord = None) -> None:
         node = Node(found)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, node.stop)
-        console().print(f"silo {found.name} is up; fedsilo-silo status says what it does", soft_wrap=True)
-        node.run()
+        with node.meters.served(found.settings.node):
+            console().print(f"silo {found.name} is up; fedsilo-silo status says what it does", soft_wrap=True)
+            node.run()
 
 
 def stop(silo: SiloFolder = None, as_json: Json = False) -> None:

@@ -24,7 +24,8 @@ def up(server: ServerFolder = None) -> None:
     import asyncio
 
     from server.home import Home
-    from server.up import coordinator, only_one
+    from server.lock import only_one
+    from server.up import coordinator
 
     home = Home.open(server)
     settings = home.settings
@@ -43,8 +44,8 @@ def stop(
 ) -> None:
     """Stop a run, or the coordinator with all that it runs."""
     from server.home import Home
+    from server.lock import running
     from server.superlink import Control
-    from server.up import running
 
     home = Home.open(server)
     if run is not None:

@@ -119,7 +119,8 @@ def start_and_follow(
     shown, began = console(quiet=as_json), time.monotonic()
     number = Control(home).start(bundle(), {"study": study.text, "out": str(home.runs), **config})
     planned = study.file.study.rounds
-    Journal(journal_of(home, number)).write("started", study=study.file.study.name, rounds=planned)
+    worst = _described(study, None)["epsilon"]
+    Journal(journal_of(home, number)).write("started", study=study.file.study.name, rounds=planned, epsilon=worst)
     if detach:
         print(json.dumps({"id": str(number)})) if as_json else shown.print(f"run {number} is started")
         return
@@ -302,6 +303,8 @@ def resume(
 
     home, folder = Home.open(server), folder_of(run, server).absolute()
     parsed = read_study(folder / "study.toml")
+    if (folder / "report.json").exists() and read_report(folder)["run"]["status"] == "complete":
+        raise RunError(f"the run of {folder} is complete; nothing is left to take up")
     control = Control(home)
     for each in control.runs():
         if each.live and _folder_of(home, each.run) == folder:
