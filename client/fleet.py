@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -51,6 +50,8 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from client.trust import trust_of
 
 HEARTBEAT_S = 10.0  # the shortest that Flower allows; a node that is gone counts as such after two
 _TIMEOUT_S = 60.0
@@ -102,7 +103,7 @@ class Connection:
         self._client = FleetHttpClient(
             f"https://{address}",
             interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
-            verify=_trust(authority),
+            verify=trust_of(authority),
             timeout=_TIMEOUT_S,
         )
         self._node = Node()
@@ -216,11 +217,3 @@ def _once(call: Callable[[Any], Any], request: Any) -> Any:
         raise TurnedAway(status, text) from None
     except httpx.HTTPError as error:
         raise Unreachable(f"{type(error).__name__}: {error}") from None
-
-
-def _trust(authority: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_flags |= ssl.VERIFY_X509_STRICT
-    context.load_verify_locations(cadata=authority)
-    return context

@@ -14,15 +14,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from fcntl import LOCK_EX, LOCK_NB, flock
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
@@ -32,13 +29,13 @@ from client.enrolment import Enrolment, enrolment
 from client.fleet import HEARTBEAT_S, Connection, RunFacts, TurnedAway, Unreachable, from_bytes, pause, to_bytes
 from client.keys import ledger_key, transport_key
 from client.observe import Meters
+from client.running import FOLDER
 from client.silo import Silo, replace_file
 from strategies import wire
 from strategies.envelope import Answer, Instruction, digest, open_envelope, seal
-from strategies.errors import ProtocolError, RefusalCode, SettingError, VerificationError
+from strategies.errors import ProtocolError, RefusalCode, VerificationError
 from strategies.sealed import attach, envelope_of, payload_hash
 
-FOLDER = "state/node"
 _POLL_S, _LAZY_POLL_S, _BUSY_S = 0.2, 2.0, 60.0
 _LONGEST_TASK_S = 86400.0
 _SEEN = 4096  # instructions that are remembered
@@ -315,54 +312,3 @@ def _sealed(message: Message) -> bytes:
 
 def _refused(task: Task, code: RefusalCode) -> Message:
     return Message(wire.to_record(wire.Refused(code=code)), reply_to=task.message)
-
-
-# --- the process --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def only_one(silo: Silo) -> Iterator[None]:
-    """Hold the silo for one running node, and say which process it is.
-
-    Raises:
-        SettingError: another one runs.
-    """
-    folder = silo.folder / FOLDER
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / "pid", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            flock(descriptor, LOCK_EX | LOCK_NB)
-        except OSError:
-            raise SettingError(f"a node of silo {silo.name} runs already; use fedsilo-silo stop") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def running(silo: Path) -> int | None:
-    """Return the process id of the node that runs for a silo's folder, or None."""
-    try:
-        descriptor = os.open(silo / FOLDER / "pid", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        flock(descriptor, LOCK_EX | LOCK_NB)
-        return None
-    except OSError:
-        text = os.pread(descriptor, 32, 0)
-        return int(text) if text.isdigit() else None
-    finally:
-        os.close(descriptor)
-
-
-def state_of(silo: Path) -> dict[str, Any]:
-    """Return what a silo's node says of itself."""
-    pid = running(silo)
-    try:
-        found: dict[str, Any] = json.loads((silo / FOLDER / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = {"state": "never started"}
-    return {**found, "pid": pid} if pid is not None else {"state": "not running", "pid": None}

@@ -69,9 +69,18 @@ def _run(path: Path, live: dict[int, str]) -> dict[str, Any]:
         "epsilon": rounds[-1].get("epsilon") if rounds else None,
         "sentence": next((line["sentence"] for line in events if line["event"] == "failed"), None),
     }
-    metric = next((name for name in _CURVE if any(name in line for line in rounds)), None)
-    curve = [[line["round"], line[metric]] for line in rounds if metric in line] if metric else []
-    return {**found, "metric": metric, "curve": curve}
+    return {**found, **(_curve(Path(folder)) if folder else {"metric": None, "curve": []})}
+
+
+def _curve(folder: Path) -> dict[str, Any]:
+    """Return a metric by round, of the run's own lines: counts of silos complete a line after it was written."""
+    lines = read_events(folder / "metrics.jsonl")
+    for name in _CURVE:
+        values = [(line["round"], line["metrics"].get(name, line.get(name))) for line in lines]
+        points = [[number, value] for number, value in values if value is not None]
+        if points:
+            return {"metric": name, "curve": points}
+    return {"metric": None, "curve": []}
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import safetensors.numpy
 from coordinators import Consortium, Processes, breast_cancer, found, passphrases, server_, silo, until
 from sites import opened
 
-from client.node import state_of as node_state
+from client.running import state_of as node_state
 from server.home import Home
 from server.overview import overview
 from server.superlink import Control

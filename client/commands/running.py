@@ -20,11 +20,12 @@ def up(silo: SiloFolder = None, silo_word: SiloWord = None) -> None:
     """
     import resource
 
-    from client.node import Node, only_one
+    from client.node import Node
+    from client.running import only_one
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     found = open_silo(silo, Words(silo=silo_word))
-    with only_one(found):
+    with only_one(found.folder):
         node = Node(found)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, node.stop)
@@ -35,7 +36,7 @@ def up(silo: SiloFolder = None, silo_word: SiloWord = None) -> None:
 
 def stop(silo: SiloFolder = None, as_json: Json = False) -> None:
     """Stop the silo's node; a round that is being trained is broken off, its reservation stays spent."""
-    from client.node import running
+    from client.running import running
 
     folder = folder_of(silo)
     pid = running(folder)
