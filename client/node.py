@@ -36,7 +36,7 @@ from strategies.envelope import Answer, Instruction, digest, open_envelope, seal
 from strategies.errors import ProtocolError, RefusalCode, VerificationError
 from strategies.sealed import attach, envelope_of, payload_hash
 
-_POLL_S, _LAZY_POLL_S, _BUSY_S = 0.2, 2.0, 60.0
+_SHORTEST_POLL_S, _LONGEST_POLL_S, _OF_IDLE_TIME = 0.2, 2.0, 0.3  # so idle silos cost the coordinator little
 _LONGEST_TASK_S = 86400.0
 _SEEN = 4096  # instructions that are remembered
 
@@ -81,7 +81,7 @@ class Node:
         self._child = Child(silo.folder, silo.passphrase, self._stop.is_set)
         self._runs: dict[int, RunFacts] = {}
         self._seen = self._read_seen()
-        self._busy_until = 0.0
+        self._idle_since = 0.0
         self._status: dict[str, Any] = {}
         self.meters = Meters()
 
@@ -146,9 +146,9 @@ class Node:
         while not self._stop.is_set():
             found = connection.pull()
             if found is None:
-                self._stop.wait(_POLL_S if time.monotonic() < self._busy_until else _LAZY_POLL_S)
+                idle_s = _OF_IDLE_TIME * (time.monotonic() - self._idle_since)
+                self._stop.wait(min(_LONGEST_POLL_S, max(_SHORTEST_POLL_S, idle_s)))
                 continue
-            self._busy_until = time.monotonic() + _BUSY_S
             try:
                 task = self._fetched(connection, *found)
             except TurnedAway as error:  # its run has ended meanwhile
@@ -175,7 +175,6 @@ class Node:
         elif inbox.exists():
             task = self._kept()
             if task is not None and task.left_s > 0:
-                self._busy_until = time.monotonic() + _BUSY_S
                 self._work(connection, task, again=True)
             else:
                 inbox.unlink()
@@ -207,6 +206,7 @@ class Node:
         self._sign(reply, task)
         replace_file(self._folder / "outbox.bin", to_bytes(reply))
         self._send(connection, reply)
+        self._idle_since = time.monotonic()
         self._say("online", node=facts.dst_node_id)
 
     def _admit(self, task: Task, *, again: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def overview(home: Home) -> dict[str, Any]:
         "problem": problem,
         "roster": {"hash": roster.hash, "lines": roster.seq},
         "silos": silos,
-        "runs": [_run(path, live) for path in sorted(home.logs.glob("run-*.jsonl"), key=_changed)],
+        "runs": [run_facts(path, live) for path in sorted(home.logs.glob("run-*.jsonl"), key=_changed)],
     }
 
 
@@ -50,7 +51,13 @@ def _changed(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _run(path: Path, live: dict[int, str]) -> dict[str, Any]:
+def run_facts(path: Path, live: Mapping[int, str]) -> dict[str, Any]:
+    """Return what a run's journal says.
+
+    Args:
+        path: of the journal.
+        live: status by run, as Flower has it.
+    """
     number = int(path.stem.removeprefix("run-"))
     events = read_events(path)
     first, rounds = events[0] if events else {}, [line for line in events if line["event"] == "round"]

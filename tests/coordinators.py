@@ -178,7 +178,7 @@ def until(what: Callable[[], object], *, within_s: float = 90.0, why: str = "") 
     deadline = time.monotonic() + within_s
     while not what():
         assert time.monotonic() < deadline, why or "it did not come to be in time"
-        time.sleep(0.1)
+        time.sleep(0.4)
 
 
 def breast_cancer(folder: Path, names: Sequence[str] = ("east", "north", "south"), **values: object) -> Path:

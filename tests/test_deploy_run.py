@@ -26,9 +26,10 @@ from sites import opened
 
 from client.running import state_of as node_state
 from client.trust import trust_of
+from server.deployed import journal_of
 from server.home import Home
 from server.lock import running
-from server.overview import overview
+from server.overview import overview, run_facts
 from server.superlink import Control
 from simulations.ready import read_study
 from simulations.run import simulate
@@ -243,7 +244,7 @@ def a_private_run_survives_a_silos_and_the_servers_death(
     started = json.loads(world.type("run", str(study), "--detach", "--json").stdout)
 
     def run() -> dict[str, Any]:
-        return next(row for row in overview(home)["runs"] if row["id"] == started["id"])
+        return run_facts(journal_of(home, int(started["id"])), {})
 
     until(lambda: run()["rounds_done"] >= 1, why=logs(consortium))
     world.kill("silo-2")  # a silo is gone, without a word
