@@ -59,7 +59,7 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
     last = study.file.study.rounds + 1
     evidence = read_evidence(request.heads, request.receipts, manifest, last)
     with silo.ledger() as ledger:
-        require_newest(evidence, manifest, silo, ledger, request.received)
+        require_newest(evidence, manifest, silo, ledger, request.received, study)
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
         if study.masked:

@@ -392,27 +392,27 @@ class Ledger:
         seqs = [seq for (own, _), steps in rounds.items() if own == run for seq in steps.values()]
         return (min(seqs), max(seqs)) if seqs else (0, 0)
 
-    def acknowledged(self, *, run: str, round: int, received: int) -> int:
-        """Return the least position that a coordinator must know of before a round: what it has acknowledged.
+    def acknowledged(self, *, run: str, before: Iterable[int], received: int) -> int:
+        """Return the least position that a coordinator must know of: what it has acknowledged.
 
         Args:
             run: identity of the run.
-            round: about to be reserved.
-            received: last round whose reply the coordinator says it has; 0 for none.
+            before: numbers of the releases that may have come before, the newest first.
+            received: the last one that the coordinator says it has; 0 for none.
 
         Raises:
             ProtocolError: it says that it has a reply that this ledger never reserved, or less than it said before.
         """
         rounds = self._book.view().rounds
-        before = next((n for n in range(round - 1, 0, -1) if "commit" in rounds.get((run, n), {})), 0)
-        if received < before or (received and (run, received) not in rounds):
+        stop = next((n for n in before if n == received or "commit" in rounds.get((run, n), {})), 0)
+        if received != stop or (received and (run, received) not in rounds):
             raise ProtocolError(f"the server says that it has the reply of round {received}; this ledger knows better")
         return rounds[run, received]["reserve"] if received else 0
 
-    def witnessed(self, *, run: str, round: int, witness: str) -> int:
+    def witnessed(self, *, run: str, before: Iterable[int], witness: str) -> int:
         """Return the position that a witness's receipt in the run's last reservation shows; 0 for none."""
         rounds = self._book.view().rounds
-        last = next((rounds[run, n]["reserve"] for n in range(round - 1, 0, -1) if (run, n) in rounds), None)
+        last = next((rounds[run, n]["reserve"] for n in before if (run, n) in rounds), None)
         line = self._book.line(last) if last is not None else None
         receipts = read(line).entry.body["receipts"] if line is not None else []
         return max((value["head"]["head"]["seq"] for value in receipts if value["witness"] == witness), default=0)

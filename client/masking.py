@@ -54,10 +54,19 @@ def session_of(silo: Silo, study: Study, manifest: Manifest, parameters: int, le
     )
 
 
-def claim(session: SiloSession, request: wire.Train | wire.Count, manifest: Manifest, ledger: Ledger) -> Claim:
+def claim(
+    session: SiloSession, kind: str, request: wire.Train | wire.Count, manifest: Manifest, ledger: Ledger
+) -> Claim:
     """Check the sum that a request names, and what came of the one before it, if the request says so.
 
     The claim's changes go with the reservation.
+
+    Args:
+        session: of the run.
+        kind: that such a request must be of: how a sum is protected goes with what is put into it.
+        request: as it came.
+        manifest: the agreed run.
+        ledger: open.
 
     Raises:
         ProtocolError: the sum is not taken part in.
@@ -65,11 +74,14 @@ def claim(session: SiloSession, request: wire.Train | wire.Count, manifest: Mani
     settle(session, request.record, manifest, ledger)
     number = request.round if isinstance(request, wire.Train) else request.number
     broadcast = request.broadcast if isinstance(request, wire.Train) else {}
-    return session.claim(
+    found = session.claim(
         request.sum.tobytes(),
         model=digest_of_model(request.weights, broadcast),
         config=digest_of_settings(manifest, number),
     )
+    if found.kind != kind:
+        raise ProtocolError(f"the request asks for {kind}, and the sum that it names is of {found.kind}")
+    return found
 
 
 def settle(session: SiloSession, record: wire.Blob, manifest: Manifest, ledger: Ledger) -> None:

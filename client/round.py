@@ -37,7 +37,7 @@ from strategies.errors import ProtocolError, Refusal, RefusalCode
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest
 from strategies.secagg.claims import Claim
-from strategies.secagg.plan import REACH, heaviest
+from strategies.secagg.plan import UPDATE
 from strategies.secagg.rows import Change
 from strategies.spec import Registries
 from strategies.study import Study
@@ -152,13 +152,13 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update 
     state = silo.state(manifest.run)
     root = silo.root()[0]
     with silo.ledger() as ledger:
-        require_newest(evidence, manifest, silo, ledger, request.received)
+        require_newest(evidence, manifest, silo, ledger, request.received, study)
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
         claim = None
         if study.masked:
             session = masking.session_of(silo, study, manifest, layout.size, ledger)
-            claim = masking.claim(session, request, manifest, ledger)
+            claim = masking.claim(session, UPDATE, request, manifest, ledger)
         stored = stored_reply(silo, ledger, manifest.run, request.round)
         if claim is not None and claim.resend:
             return masking.same_again(claim, stored, wire.MaskedUpdate)
@@ -239,12 +239,12 @@ def finish(job: Job, result: Result) -> wire.Update | wire.MaskedUpdate:
 
 
 def _masked(job: Job, claim: Claim, vector: Vector) -> wire.MaskedUpdate:
-    part = vector / np.float32(heaviest(job.manifest))
-    beyond = int(np.count_nonzero(np.abs(part) > REACH))
-    if beyond:
-        job.silo.log(logging.WARNING, f"{beyond} entries of the update are cut to {REACH:g}, the reach of a masked sum")
+    def cut(_: str, count: int) -> None:
+        job.silo.log(logging.WARNING, f"{count} entries of the update are cut to what a masked sum can hold")
+
     with job.silo.ledger() as ledger:
-        step = masking.session_of(job.silo, job.study, job.manifest, len(part), ledger).mask(claim, [part])
+        session = masking.session_of(job.silo, job.study, job.manifest, len(vector), ledger)
+        step = session.mask(claim, [vector], on_clamp=cut)
     reply = wire.MaskedUpdate(
         silo=job.silo.name,
         round=job.round,
@@ -299,9 +299,19 @@ def agreed(text: str, study: Study, silo: Silo) -> Manifest:
     if manifest.study != study.digest:
         raise ProtocolError("the manifest cites another study than the one that came with the run")
     require_enrolled(manifest, silo.folder)
+    _require_weights(manifest, study, silo)
     if not silo.state(manifest.run).agree(text):
         raise ProtocolError("the manifest is not the one that this run began with")
     return manifest
+
+
+def _require_weights(manifest: Manifest, study: Study, silo: Silo) -> None:
+    """Raise unless the weights are those of the study, or this silo's is its own: a server may not choose them."""
+    if study.file.strategy.weights == "uniform":
+        if any(member.weight != 1.0 for member in manifest.roster):
+            raise ProtocolError("the study weighs all silos alike, and the run's manifest does not")
+    elif manifest.weight_of(silo.name) != silo.settings.weight:
+        raise ProtocolError("the run's manifest gives this silo another weight than it declares")
 
 
 def plan_of(study: Study, silo_name: str, round: int) -> Plan:

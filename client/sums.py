@@ -1,7 +1,7 @@
 """What a silo answers in secure aggregation beside training: its key, counts under masks, and shares that end a sum.
 
 Counts are claimed, reserved, masked and released as an update is (client/round.py); they have numbers of their own in
-the ledger, after that of the run's end.
+the ledger, after that of the run's end. Exact ones cost no epsilon, so a silo counts only in a run that it trains in.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from client.training.evaluation import evaluate
 from client.witness import countersign, read_evidence, require_newest
 from strategies import wire
 from strategies.errors import ProtocolError
+from strategies.secagg.plan import COUNTS
 from strategies.study import Study
 
 
@@ -41,16 +42,19 @@ def count(request: wire.Count, study: Study, silo: Silo) -> wire.MaskedCounts:
         Refusal, ProtocolError, DataError: nothing is counted; policy, approval and budget are asked first.
     """
     manifest, rounds = agreed(request.manifest, study, silo), study.file.study.rounds
-    if not (study.masked and study.count_events() and 1 <= request.number - (rounds + 1) <= rounds):
+    round = request.number - rounds - 1
+    if not (study.masked and study.count_events() and 1 <= round <= rounds):
         raise ProtocolError(f"release {request.number} is none of this study's masked counts")
     weights = model_layout(study).check(request.weights, "the model")
     evidence = read_evidence(request.heads, request.receipts, manifest, request.number)
     with silo.ledger() as ledger:
-        require_newest(evidence, manifest, silo, ledger, request.received)
+        if not any(ledger.entry(run=manifest.run, round=n, kind="reserve") for n in range(round, 0, -1)):
+            raise ProtocolError("counts are asked for in a run in which this silo has trained nothing yet")
+        require_newest(evidence, manifest, silo, ledger, request.received, study)
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
         session = masking.session_of(silo, study, manifest, len(weights), ledger)
-        claim = masking.claim(session, request, manifest, ledger)
+        claim = masking.claim(session, COUNTS, request, manifest, ledger)
         if claim.resend:
             stored = stored_reply(silo, ledger, manifest.run, request.number)
             return masking.same_again(claim, stored, wire.MaskedCounts)
@@ -70,9 +74,7 @@ def count(request: wire.Count, study: Study, silo: Silo) -> wire.MaskedCounts:
     module = build(study.model, shape, study.file.study.seed).to(device_of(silo.settings.device))
     load_weights(module, weights)
     seen = evaluate(module, read_records(silo, study).held_out, shape, study, counted=True)
-    silo.log(
-        logging.INFO, f"run {manifest.run[:8]} round {request.number - rounds - 1}: model has {shown(seen.metrics)}"
-    )
+    silo.log(logging.INFO, f"run {manifest.run[:8]} round {round}: model has {shown(seen.metrics)}")
     with silo.ledger() as ledger:
         session = masking.session_of(silo, study, manifest, len(weights), ledger)
         step = session.mask(claim, [sound_counts(seen.counts, study)])

@@ -21,6 +21,7 @@ from strategies.manifest import Manifest, Member
 from strategies.proof.canonical import dump
 from strategies.proof.heads import Receipt, SignedHead
 from strategies.proof.lists import HeadList, read_list, read_receipts
+from strategies.study import Study
 
 NO_RECEIPTS = "[]"
 
@@ -51,7 +52,9 @@ def read_evidence(heads: str, receipts: str, manifest: Manifest, round: int | No
     return found
 
 
-def require_newest(evidence: Evidence, manifest: Manifest, silo: Silo, ledger: Ledger, received: int) -> None:
+def require_newest(
+    evidence: Evidence, manifest: Manifest, silo: Silo, ledger: Ledger, received: int, study: Study
+) -> None:
     """Return when this ledger is the newest that the witnesses know of.
 
     Args:
@@ -59,7 +62,8 @@ def require_newest(evidence: Evidence, manifest: Manifest, silo: Silo, ledger: L
         manifest: the agreed run.
         silo: whose ledger it is.
         ledger: open.
-        received: last round whose reply the coordinator says it has; 0 for none.
+        received: last release that the coordinator says it has; 0 for none.
+        study: orders the releases.
 
     Raises:
         LedgerError: a receipt shows a line that this ledger lacks: it is frozen now.
@@ -78,11 +82,11 @@ def require_newest(evidence: Evidence, manifest: Manifest, silo: Silo, ledger: L
     if not any(r.witness == manifest.coordinator and r.head == head for r in evidence.receipts):
         raise ProtocolError("the coordinator gives no receipt of the head that it lists for this silo")
     run, round = manifest.run, evidence.list.round
-    if head.head.seq < ledger.acknowledged(run=run, round=round, received=received):
+    if head.head.seq < ledger.acknowledged(run=run, before=study.releases_before(round), received=received):
         raise ProtocolError("the coordinator lists an older head of this ledger than it has acknowledged")
     if round == 1 or not keys:
         return
-    wanted = ledger.witnessed(run=run, round=round, witness=manifest.coordinator)
+    wanted = ledger.witnessed(run=run, before=study.releases_before(round), witness=manifest.coordinator)
     if not any(r.witness in keys and r.head.head.seq >= wanted for r in evidence.receipts):
         raise ProtocolError(f"no peer's receipt is as new as position {wanted}, which the last request listed")
 

@@ -95,9 +95,11 @@ class Masking:
             raise RunError(
                 f"the run's secure aggregation cannot be set up: {error}; each silo's own log says why"
             ) from None
-        for silo, code in left_out.items():
-            log.warning("silo %s takes no part in secure aggregation (%s)", silo, code)
-            self.refused.setdefault(silo, "protocol")
+        for member in self._manifest.roster:
+            if member.silo not in self._session.seated:
+                code = "protocol" if member.silo in left_out else "silent"
+                self.refused.setdefault(member.silo, code)
+                log.warning("silo %s takes no part in secure aggregation (%s)", member.silo, self.refused[member.silo])
         self._keep(_RUN, self._session.snapshot())
 
     def run(self, kind: str, drafts: Mapping[str, wire.Train | wire.Count], number: int, ask: Ask) -> Summed:
@@ -128,6 +130,8 @@ class Masking:
         one.collect({silo: upload for silo, reply in replies.items() if (upload := _upload(reply, number)) is not None})
         self._open(one, ask)
         self._keep(_SUM, None)  # masked vectors and shares, needed no more
+        for silo, code in one.refused.items():
+            log.warning("%s %d: silo %s refuses to open the sum (%s)", kind, number, silo, code)
         if one.phase is not Phase.DONE:
             log.warning("%s %d: the sum is given up (%s); its cost stays charged", kind, number, one.reason)
             return Summed(refused=refused, reason=str(one.reason))

@@ -28,11 +28,16 @@ from strategies.counts import CountLayout
 from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest, Member
-from strategies.secagg.plan import COUNTS, UPDATE, heaviest
+from strategies.secagg.plan import COUNTS, UPDATE
+from strategies.secagg.setup import MOST_SILOS
 from strategies.statement import read_statement
 from strategies.study import Study
 
 log = logging.getLogger("fedsilo.server")
+
+
+# Codes that a silo does not take back within a run; after others it is worth asking again.
+_LASTING = frozenset({RefusalCode.POLICY, RefusalCode.APPROVAL, RefusalCode.BUDGET, RefusalCode.LEDGER})
 
 
 class Evaluate(Protocol):
@@ -72,8 +77,7 @@ class Progress:
         state: the global model and the strategy's memory.
         lines: metrics.jsonl so far.
         asked: rounds that each silo was asked to train: an upper bound on what it released.
-        received: last round whose update from each silo arrived.
-        counted: number of the last masked counts that arrived from each silo.
+        received: number of the last release that arrived from each silo: of a round, or of masked counts.
         excluded: refusal code of each silo that refused a round.
         closed: silos that were asked to close, and so to release the counts of the final model.
     """
@@ -82,7 +86,6 @@ class Progress:
     lines: tuple[dict[str, Any], ...] = ()
     asked: Mapping[str, int] = field(default_factory=dict)
     received: Mapping[str, int] = field(default_factory=dict)
-    counted: Mapping[str, int] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
     closed: tuple[str, ...] = ()
 
@@ -126,6 +129,11 @@ def invite(grid: Grid, study: Study, run: str, layout: Layout, witness: Witness 
     members = tuple(accepted[silo][1] for silo in sorted(accepted))
     if len(members) < limits.min_silos:
         _too_few(len(members), limits.min_silos, refusals)
+    if study.masked and len(members) > MOST_SILOS:
+        raise RunError(
+            f"{len(members)} silos joined, and a sum under secure aggregation is over at most {MOST_SILOS}; run the "
+            "study over fewer, or without secagg.enabled"
+        )
     manifest = Manifest(
         run=run,
         study=study.digest,
@@ -266,10 +274,20 @@ def _trained_masked(way: _Way, requests: Mapping[str, wire.Train], number: int, 
     if summed.vectors is not None:
         manifest, strategy = way.roster.manifest, way.study.strategy
         assert isinstance(strategy, SumStrategy)  # another one is refused with the study
-        total = (summed.vectors[0] * heaviest(manifest)).astype(np.float32)
+        total = summed.vectors[0].astype(np.float32)
         weight = sum(manifest.weight_of(silo) for silo in summed.survivors)
         state = _finite(strategy.aggregate(progress.state, total, weight))
-    return _Trained(state=state, survivors=summed.survivors, arrived=way.arrived, refused=summed.refused)
+    refused = dict(summed.refused)
+    if not way.study.private and refused:
+        # Sums without noise are over the same silos in the whole run: one that is out for good ends it.
+        lasting = {silo: code for silo, code in refused.items() if code in _LASTING}
+        if lasting:
+            raise RunError(
+                f"silo {min(lasting)} refuses ({lasting[min(lasting)]}), and sums without noise are over all silos of "
+                "the run or none; ask that silo, or run the study with noise"
+            )
+        refused = {}
+    return _Trained(state=state, survivors=summed.survivors, arrived=way.arrived, refused=refused)
 
 
 def _counted(
@@ -283,9 +301,11 @@ def _counted(
     if not (study.count_events() and last["aggregated"]):
         return progress
     assert roster.masking is not None  # set up before the first round
-    asked = roster.masking.seated if study.release == "masked" else chosen
-    silos = [silo for silo in asked if silo not in progress.excluded]
-    number = study.file.study.rounds + 1 + last["round"]
+    silos = sorted(roster.masking.seated if study.release == "masked" else set(chosen) - set(progress.excluded))
+    if study.release == "masked" and set(silos) & set(progress.excluded):
+        log.warning("no exact counts any more: they are of all silos of the run or none, and one has refused a round")
+        return progress
+    number = study.number_of_counts(last["round"])
     _attest(grid, study, roster, silos, number)
     heads = roster.witness.list_of(roster.manifest, number)
     way = _Way(grid=grid, study=study, roster=roster, heads=heads, group=f"count {last['round']}")
@@ -293,7 +313,7 @@ def _counted(
         silo: wire.Count(
             manifest=roster.manifest.to_json(),
             number=number,
-            received=progress.counted.get(silo, progress.received.get(silo, 0)),
+            received=progress.received.get(silo, 0),
             heads=heads,
             receipts=roster.witness.receipts_of(roster.member(silo), heads),
             weights=progress.state.weights,
@@ -310,8 +330,7 @@ def _counted(
     return replace(
         progress,
         lines=done,
-        counted={**progress.counted, **dict.fromkeys(way.arrived, number)},
-        excluded={**progress.excluded, **summed.refused},
+        received={**progress.received, **dict.fromkeys(way.arrived, number)},
     )
 
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from simulations.bench.commands import app as bench
 from strategies.command import guarded, not_built
 from strategies.errors import SettingError, nearest
 from strategies.study import parse_override
@@ -33,11 +34,6 @@ app = typer.Typer(
     epilog="Example: fedsilo-simulate run breast-cancer --set privacy.epsilon=1",
 )
 _LIST_WIDTH = 240
-_LATER_BENCHMARKS = {
-    "simulation": "the engines of simulations",
-    "secagg": "secure aggregation",
-    "aggregation": "the robust strategies",
-}
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout and nothing else.")]
 
 
@@ -156,52 +152,7 @@ def audit_command() -> None:
     raise not_built("fedsilo-simulate audit", "the empirical audit")
 
 
-@app.command("bench", epilog="Example: fedsilo-simulate bench training --network lstm --batch 64")
-def bench_command(
-    what: Annotated[str, typer.Argument(help="training.")] = "training",
-    names: Annotated[list[str] | None, typer.Option("--network", help="One of them; may be repeated.")] = None,
-    batches: Annotated[
-        list[int] | None, typer.Option("--batch", min=1, help="Rows of a step; may be repeated.")
-    ] = None,
-    laps: Annotated[int, typer.Option(min=1, help="How often each way takes its turn.")] = 9,
-    out: Annotated[Path, typer.Option(help="Folder for figures and picture.")] = Path("runs/bench"),
-    as_json: Json = False,
-) -> None:
-    """Measure what a private training step costs beside an ordinary one, and beside other engines."""
-    if what not in ("training", *_LATER_BENCHMARKS):
-        raise SettingError(f"bench {what} is not allowed; {nearest(what, ('training', *_LATER_BENCHMARKS))}")
-    if what != "training":
-        raise not_built(f"fedsilo-simulate bench {what}", _LATER_BENCHMARKS[what])
-    from simulations.bench import training
-    from simulations.bench.networks import networks
-
-    wrong = [name for name in names or () if name not in networks()]
-    if wrong:
-        raise SettingError(f"--network {wrong[0]} is not allowed; {nearest(wrong[0], networks())}")
-    console = Console(stderr=True, highlight=False, quiet=as_json)
-    result = training.bench(
-        names=names or tuple(networks()),
-        batches=batches or (64, 256),
-        laps=laps,
-        tell=lambda text: console.print(text, style="dim"),
-    )
-    training.write(result, out)
-    if as_json:
-        print(json.dumps(result))
-        return
-    table = Table(*training.COLUMNS, title="time and memory of a training step", title_justify="left")
-    for row in training.table_rows(result):
-        table.add_row(*row)
-    shown = Console(highlight=False)
-    if not shown.is_terminal:
-        shown = Console(highlight=False, width=_LIST_WIDTH)
-    shown.print(table)
-    shown.print(f"{result['machine']['processor']}, one thread, torch {torch_version(result)}: {out}", soft_wrap=True)
-
-
-def torch_version(result: dict[str, Any]) -> str:
-    """Return the version of torch that a benchmark states."""
-    return str(result["machine"]["versions"]["torch"])
+app.add_typer(bench, name="bench")
 
 
 def machine_readable(outcome: Outcome) -> dict[str, Any]:

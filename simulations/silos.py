@@ -235,7 +235,7 @@ def _make_silo(folder: Path, study: Study, data: str) -> None:
             "mechanism": study.file.privacy.mechanism,
             "min_cohort": 1,
             "approval": "automatic",
-            "allow_metrics": "masked",
+            "allow_metrics": ["masked", "noisy"],
         },
     }
     (folder / "silo.toml").write_text(tomlkit.dumps(settings), encoding="utf-8")

@@ -20,7 +20,7 @@ from tomlkit.exceptions import TOMLKitError
 from strategies.base import PerSiloStrategy
 from strategies.errors import Problem, SettingError, StudyError, nearest
 from strategies.optimizers import OPTIMIZERS
-from strategies.secagg.setup import MOST_SILOS
+from strategies.secagg.setup import MOST_SILOS, MOST_SUMS
 from strategies.sections import METRICS, CategoricalFeature, File, NumericFeature, shown
 from strategies.spec import STRATEGIES, Registries, Registry, parse_spec
 from strategies.tokens import VOCABULARIES
@@ -381,6 +381,20 @@ def _masking_problems(file: File) -> Iterator[tuple[str, ...]]:
             "simulation",
             "silos",
         )
+    if file.strategy.weights != "uniform":
+        yield (
+            f"strategy.weights = '{file.strategy.weights}' is not allowed with secagg.enabled = true: a silo that "
+            "outweighs all others would be the sum; write weights = 'uniform'",
+            "strategy",
+            "weights",
+        )
+    if file.study.rounds > MOST_SUMS // 2:
+        yield (
+            f"study.rounds = {file.study.rounds} is not allowed with secagg.enabled = true: a run has at most "
+            f"{MOST_SUMS} sums, two a round; lower it to {MOST_SUMS // 2}",
+            "study",
+            "rounds",
+        )
     if file.privacy.mechanism == "none" and cohort.fraction < 1:
         yield (
             f"cohort.fraction = {cohort.fraction} is not allowed with secagg.enabled = true and privacy.mechanism = "
@@ -392,6 +406,20 @@ def _masking_problems(file: File) -> Iterator[tuple[str, ...]]:
 
 def _release_problems(file: File) -> Iterator[tuple[str, ...]]:
     evaluation, data = file.evaluation, file.data
+    if evaluation.release in ("masked", "noisy") and data.test_share == 0:
+        yield (
+            f"evaluation.release = '{evaluation.release}' needs records to evaluate on and data.test_share = 0 holds "
+            "none out; raise it or write release = 'none'",
+            "evaluation",
+            "release",
+        )
+    if evaluation.release == "masked" and file.cohort.fraction < 1:
+        yield (
+            f"cohort.fraction = {file.cohort.fraction} is not allowed with evaluation.release = 'masked': exact counts "
+            "are summed over all silos, in a round that all train in; write fraction = 1.0 or release = 'noisy'",
+            "evaluation",
+            "release",
+        )
     masked = evaluation.release == "masked" or (evaluation.release is None and file.secagg.enabled)
     if masked and file.study.task == "regression" and data.target_range is None:
         yield (
@@ -422,13 +450,6 @@ def _release_problems(file: File) -> Iterator[tuple[str, ...]]:
             "data.target_range is missing: with evaluation.release = 'noisy' a regression needs public bounds of the "
             "value to predict, or no record's influence on the counts is bounded; write for example "
             "target_range = [0, 100]",
-            "evaluation",
-            "release",
-        )
-    if data.test_share == 0:
-        yield (
-            "evaluation.release = 'noisy' needs records to evaluate on and data.test_share = 0 holds none out; raise "
-            "it or write release = 'none'",
             "evaluation",
             "release",
         )

@@ -84,6 +84,9 @@ class Manifest:
         names = [member.silo for member in roster]
         if not all(isinstance(text, str) for text in texts) or names != sorted(set(names)):
             raise ProtocolError("the run's manifest holds a value of the wrong type, or a roster that is not sorted")
+        for keys in ([member.ledger_id for member in roster], [member.ledger_key for member in roster]):
+            if len(set(filter(None, keys))) < len(list(filter(None, keys))):
+                raise ProtocolError("the run's manifest gives one ledger or key to two silos")
         if not all(0 < member.weight < math.inf for member in roster):
             raise ProtocolError("the run's manifest gives a silo a weight that is not a positive number")
         return manifest

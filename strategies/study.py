@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -103,8 +104,11 @@ class Study:
 
     @property
     def release(self) -> Literal["masked", "noisy", "none"]:
-        """What of the silos' metric counts leaves them: as written, else exact sums under masks, else nothing."""
-        return self.file.evaluation.release or ("masked" if self.masked else "none")
+        """What of the silos' metric counts leaves them: as written; else exact sums where there are masks."""
+        if self.file.evaluation.release is not None:
+            return self.file.evaluation.release
+        whole = self.file.data.test_share > 0 and self.file.cohort.fraction == 1
+        return "masked" if self.masked and whole else "none"
 
     def update_events(self) -> tuple[Event, ...]:
         """Return what the update of one round is, as a release."""
@@ -141,6 +145,21 @@ class Study:
     def total_events(self) -> tuple[Event, ...]:
         """Return what a whole run releases, at worst."""
         return self.round_events() * self.file.study.rounds + self.closing_events()
+
+    def number_of_counts(self, round: int) -> int:
+        """Return the number of the release of masked counts after a round; that of the run's end is rounds + 1."""
+        return self.file.study.rounds + 1 + round
+
+    def releases_before(self, number: int) -> Iterator[int]:
+        """Return the numbers of all releases of a run that may come before one, the newest first."""
+        rounds = self.file.study.rounds
+        last = number - 1
+        if number > rounds + 1:
+            last = number - rounds - 2
+            yield last + 1
+        for round in range(last, 0, -1):
+            yield self.number_of_counts(round)
+            yield round
 
     def with_values(self, values: dict[str, Any], registries: Registries) -> Study:
         """Return the study with `section.key` values written into its text (for example what a simulation read off

@@ -55,7 +55,7 @@ def _public() -> Any:
     return _marked(Seen.CLEAR, Protection.PUBLIC)
 
 
-def blob(data: bytes) -> Blob:
+def blob(data: bytes | memoryview) -> Blob:
     """Return bytes as a message holds them."""
     return np.frombuffer(data, np.uint8)
 
@@ -96,7 +96,7 @@ class Train:
 
     manifest: str = _public()  # canonical JSON
     round: int = _public()  # from 1
-    received: int = _public()  # last round whose update from this silo arrived; 0 for none
+    received: int = _public()  # last release that arrived from this silo: a round's, or counts; 0 for none
     heads: str = _public()  # the coordinator's signed list of last heads of all silos
     receipts: str = _public()  # of the asked silo's own head: the coordinator's and one of a peer
     weights: Vector = _public()
@@ -111,7 +111,7 @@ class Count:
 
     manifest: str = _public()
     number: int = _public()  # of the release: the study's rounds + 1 + the round whose model this is
-    received: int = _public()  # last release of counts that arrived, else the last round's; 0 for none
+    received: int = _public()  # last release that arrived from this silo: a round's, or counts; 0 for none
     heads: str = _public()
     receipts: str = _public()
     weights: Vector = _public()

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from strategies.secagg.claims import Claim
+from strategies.secagg.directory import Directory
 from strategies.secagg.encoding import enc
-from strategies.secagg.errors import SecaggError, notice
-from strategies.secagg.messages import Ask, Request
-from strategies.secagg.ring import Floats, Protection, Ring, fitted
-from strategies.secagg.rows import Change, Step
+from strategies.secagg.errors import Code, SecaggError, notice
+from strategies.secagg.messages import Ask, Entry, OpenBody, Record, Request, view_statement
+from strategies.secagg.ring import Protection, Ring, fitted
+from strategies.secagg.rows import RUN, Change, Joined, State, Step, SumRow, sum_key
 from strategies.secagg.server import ServerSession
 from strategies.secagg.setup import Floors, Setup
 from strategies.secagg.silo import SiloSession
@@ -25,6 +28,8 @@ from strategies.secagg.sums import Phase, Sum, Total
 
 MODEL, CONFIG = bytes([1] * 32), bytes([2] * 32)
 SIZE = 8
+SEVEN = tuple(f"silo-{number:03}" for number in range(7))
+SIX, FIVE = SEVEN[:6], SEVEN[:5]
 PAIR = Floors(least=2, pair_with_local_dp=True)
 
 
@@ -110,8 +115,8 @@ class Silo:
         update = tuple(vectors) if vectors is not None else drawn(ring)
         step = self.session().mask(claim, update)
         self.store.apply(step.changes)
-        self.stored[claim.t], self.updates[claim.t] = step.reply, update
-        return step.reply
+        self.stored[claim.t], self.updates[claim.t] = bytes(step.reply), update
+        return self.stored[claim.t]
 
     def unmask(self, request: bytes) -> bytes:
         return self.done(self.session().unmask(request))
@@ -128,6 +133,15 @@ def drawn(ring: Ring) -> tuple[np.ndarray, ...]:
     return tuple(
         _generator.integers(-1000, 1001, segment.length).astype(np.float64) / segment.scale for segment in ring.segments
     )
+
+
+def refusal(silo: Silo, call: Callable[[], object]) -> Code:
+    """The code of a refusal that has changed nothing at the silo."""
+    before = dict(silo.store.rows)
+    with pytest.raises(SecaggError) as caught:
+        call()
+    assert silo.store.rows == before
+    return caught.value.code
 
 
 def answered(call: Callable[[], bytes]) -> bytes:
@@ -194,12 +208,30 @@ class World:
 
     # --- what a dishonest coordinator does --------------------------------------------------------------------
 
-    def signed_request(self, request: Request) -> bytes:
-        signature = self.coordinator.sign(request.statement(self.setup.digest()))
-        return replace(request, signature=signature).to_bytes()
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The keys that all silos have joined with, by their own rows."""
+        joined = [Joined.read(silo.store.rows[RUN]).reply for silo in self.silos.values() if RUN in silo.store.rows]
+        return tuple(Entry.read(reply) for reply in joined)
 
-    def signed_ask(self, ask: Ask) -> bytes:
-        return replace(ask, signature=self.coordinator.sign(ask.statement())).to_bytes()
+    def asked(self, keys: Sequence[Entry] | None = None, **changes: Any) -> Request:
+        """An unsigned request for sum 1 of everybody, with a directory of these keys."""
+        directory = Directory(entries=tuple(self.entries if keys is None else keys))
+        values = {
+            "directory": directory.hash(self.setup.digest()),
+            "t": 1,
+            "kind": "train",
+            "cohort": directory.silos,
+            "model": MODEL,
+            "config": CONFIG,
+            "entries": directory.to_bytes(),
+        }
+        return Request(**(values | changes))
+
+    def signed(self, request: Request | Ask | Record, key: Ed25519PrivateKey | None = None) -> bytes:
+        """The bytes of an instruction, signed by the coordinator or by another key."""
+        statement = request.statement(self.setup.digest()) if isinstance(request, Request) else request.statement()
+        return replace(request, signature=(key or self.coordinator).sign(statement)).to_bytes()
 
 
 def made(
@@ -211,6 +243,8 @@ def made(
     protection: Protection = "local",
     size: int = SIZE,
     floors: Floors | None = None,
+    rings: Mapping[str, Ring] | None = None,
+    sums: int = 50,
 ) -> World:
     """A world of silos a, b, ... with the kinds `train`, and `evaluate` without noise unless silos are two."""
     names = tuple(f"silo-{number:03}" for number in range(silos))
@@ -218,7 +252,7 @@ def made(
     members = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
     coordinator = Ed25519PrivateKey.generate()
     pair = silos == 2
-    rings = {
+    usual = {
         "train": fitted("train", [("update", size, 1.0), ("loss", 1, 64.0)], silos=silos, protection=protection),
         "evaluate": fitted(
             "evaluate", [("counts", 4, 2.0**20)], silos=silos, protection="local" if pair else "none", resolution=1.0
@@ -232,25 +266,46 @@ def made(
         least=least or max(2 if pair else 3, colluding + 2),
         max_colluding=colluding,
         most_dropped=silos if dropped is None else dropped,
-        sums=50,
+        sums=sums,
         code="0.1.0",
         plan="none",
-        kinds=rings,
+        kinds=rings or usual,
     )
     held = floors or (PAIR if pair else Floors())
     every = {name: Silo(name=name, key=keys[name], members=members, expected=setup, floors=held) for name in names}
     return World(setup=setup, coordinator=coordinator, silos=every, server=ServerSession(setup, coordinator, members))
 
 
-__all__ = [
-    "CONFIG",
-    "MODEL",
-    "Busy",
-    "Floats",
-    "Silo",
-    "Store",
-    "World",
-    "drawn",
-    "enc",
-    "made",
-]
+@dataclass(kw_only=True)
+class Case:
+    """A sum of seven silos of which one may collude (tau = Q = u_min = 5), as far as uploads have come."""
+
+    world: World
+    sum: Sum
+
+    @property
+    def silo(self) -> Silo:
+        return self.world.silos["silo-000"]
+
+    def ask(self, *, key: Ed25519PrivateKey | None = None, silo: str = "silo-000", **changes: Any) -> bytes:
+        """The coordinator's next request to a silo, with changes, signed anew."""
+        return self.world.signed(replace(Ask.read(self.sum.requests()[silo]), **changes), key)
+
+    def view(self, survivors: Sequence[str], **changes: Any) -> bytes:
+        return self.ask(phase="view", body=enc(*survivors), **changes)
+
+    def refused(self, request: bytes, silo: str = "silo-000") -> Code:
+        one = self.world.silos[silo]
+        return refusal(one, lambda: one.unmask(request))
+
+    def state(self, silo: str = "silo-000") -> State:
+        return SumRow.read(self.world.silos[silo].store.rows[sum_key(1)]).state
+
+    def certificate(self, survivors: Sequence[str], signers: Sequence[str], ctx: bytes = b"") -> Any:
+        statement = view_statement(ctx or Ask.read(self.ask()).ctx, tuple(survivors))
+        return tuple((name, self.world.silos[name].key.sign(statement)) for name in signers)
+
+    def open(self, **changes: Any) -> bytes:
+        """The coordinator's request to open, with changes to its body."""
+        ask = Ask.read(self.sum.requests()["silo-000"])
+        return self.world.signed(replace(ask, body=replace(OpenBody.read(ask.body), **changes).to_bytes()))

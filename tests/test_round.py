@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -630,10 +631,10 @@ def test_what_a_strategy_keeps_at_home_is_there_next_round(
 
 # --- the edge: through the ClientApp object -----------------------------------------------------------------
 
-KINDS: dict[str, tuple[str, Callable[[], wire.Instruction]]] = {
-    "query.invite": ("join", invite),
-    "train": ("train", request),
-    "evaluate": ("close", closing),
+KINDS: dict[str, tuple[ModuleType, str, Callable[[], wire.Instruction]]] = {
+    "query.invite": (local_round, "join", invite),
+    "train": (local_round, "train", request),
+    "evaluate": (closing, "close", ending),
 }
 
 
@@ -691,12 +692,12 @@ def test_the_app_walks_the_same_path(silo: Silo, monkeypatch: pytest.MonkeyPatch
 def test_no_text_of_an_error_leaves(
     kind: str, error: Exception, code: str, silo: Silo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    function, message = KINDS[kind]
+    module, function, message = KINDS[kind]
 
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(local_round, function, fails)
+    monkeypatch.setattr(module, function, fails)
     answer = ask(silo, kind, message(), monkeypatch)
     assert reply_of(answer) == wire.Refused(code=code)
     assert CANARY.encode() not in bytes_of(answer) and b"4711" not in bytes_of(answer)

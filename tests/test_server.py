@@ -33,7 +33,7 @@ from client.models.base import Shape, build, load_weights, predict, weights_of
 from client.round import read_records
 from client.silo import Silo
 from server import app as server_app_module
-from server import checkpoint, cohort, rounds
+from server import checkpoint, cohort, lines, rounds
 from server.app import app as server_app
 from server.folder import RunFolder
 from server.rounds import Progress, Roster
@@ -571,7 +571,7 @@ def test_the_end_is_charged_before_it_is_asked_for_and_completes_the_last_line(t
     assert statements == {} and after.lines[0]["metrics"] == {"accuracy": pytest.approx(0.8)}
     events = {name: COUNTING.round_events() * count + COUNTING.closing_events() for name, count in before.asked.items()}
     assert after.lines[0]["epsilon"] == {name: epsilon(spent, 1e-5) for name, spent in events.items()}
-    assert rounds.spent(COUNTING, before.asked)["a"] < after.lines[0]["epsilon"]["a"]
+    assert lines.spent(COUNTING, before.asked)["a"] < after.lines[0]["epsilon"]["a"]
 
 
 def table_with_groups(tmp_path: Path) -> Study:

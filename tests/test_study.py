@@ -410,9 +410,15 @@ def test_group_columns_are_categorical_features() -> None:
         ),
         (
             "[privacy]",
-            "[secagg]\nenabled = true\n[privacy]",
-            "enabled",
-            "secure aggregation is not part of this version; write enabled = false",
+            "[secagg]\nenabled = true\n[cohort]\nmin_silos = 2\n[privacy]",
+            "min_silos",
+            "cohort.min_silos = 2 is not allowed with secagg.max_colluding = 1: a sum hides a silo among at least 3",
+        ),
+        (
+            "[data]",
+            '[secagg]\nenabled = true\n[evaluation]\nrelease = "masked"\n[data]\ntest_share = 0',
+            "release",
+            "evaluation.release = 'masked' needs records to evaluate on and data.test_share = 0 holds none out",
         ),
         ('target = "ill"\n', "", "[data]", "data.target is missing; name the column to predict"),
         (
@@ -466,10 +472,10 @@ def test_all_problems_are_said_at_once_in_the_order_of_the_file() -> None:
 def test_checks_across_sections_are_said_at_once_too() -> None:
     text = (
         changed("epsilon = 3.0 ", "")
-        + '[secagg]\nenabled = true\n[evaluation]\nmetrics = ["rmse"]\nrelease = "noisy"\n'
+        + '[secagg]\nenabled = true\n[cohort]\nmin_silos = 1\n[evaluation]\nmetrics = ["rmse"]\nrelease = "noisy"\n'
     )
     assert [line for line, _ in problems(text)] == [
-        line_of(start, text) for start in ("[privacy]", "enabled", "metrics", "release")
+        line_of(start, text) for start in ("[privacy]", "min_silos", "metrics", "release")
     ]
 
 
@@ -587,7 +593,7 @@ def test_a_new_file_is_a_strategy_and_one_that_needs_each_update_refuses_masking
     assert at == line_of('name = "middle', masked)
     assert "needs each silo's update by itself, which secure aggregation hides" in sentence
     assert "such as fedavg()" in sentence
-    assert not any("needs each silo's" in said for _, said in problems(masked.replace("middle(trim=0.2)", "fedavg()")))
+    assert parse(masked.replace("middle(trim=0.2)", "fedavg()")).masked
 
 
 @pytest.mark.parametrize(

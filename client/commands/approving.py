@@ -113,6 +113,7 @@ def describe(silo: Silo, study: Study, whole: Admission) -> dict[str, Any]:
         "rounds": file.study.rounds,
         "releases_per_round": _releases(study),
         "secagg": file.secagg.enabled,
+        "max_colluding": file.secagg.max_colluding,
         "gate": whole.root.gate,
         "order": whole.root.order,
         "delta": whole.root.delta,
@@ -147,14 +148,19 @@ def _columns(study: Study) -> list[str]:
 
 def _releases(study: Study) -> list[str]:
     training, privacy = study.file.training, study.file.privacy
-    if not study.private:
-        return ["one model update WITHOUT differential privacy"]
-    found = [
-        f"one model update: {training.steps} steps, each with noise {study.noise_multiplier:g} x clip norm "
-        f"{privacy.clip_norm:g} on a sample of rate {training.sampling_rate:g}"
-    ]
-    if study.closing_events():
+    found = ["one model update WITHOUT differential privacy"]
+    if study.private:
+        found = [
+            f"one model update: {training.steps} steps, each with noise {study.noise_multiplier:g} x clip norm "
+            f"{privacy.clip_norm:g} on a sample of rate {training.sampling_rate:g}"
+        ]
+    if study.release == "noisy":
         found.append(f"metric counts with noise {study.file.evaluation.noise_multiplier:g} x their sensitivity")
+    elif study.release == "masked":
+        found.append(
+            f"metric counts of the held-out units WITHOUT noise, in a sum over at least {study.file.cohort.min_silos} "
+            "silos"
+        )
     return found
 
 
@@ -183,7 +189,7 @@ def _show(facts: dict[str, Any]) -> None:
         ("model", facts["model"] + (f", starting from {facts['initial']}" if facts["initial"] else "")),
         ("strategy", f"{facts['strategy']}, {facts['rounds']} rounds"),
         ("leaves each round", "; ".join(facts["releases_per_round"])),
-        ("seen by the server", "only sums over silos" if facts["secagg"] else "this silo's own noised update"),
+        ("seen by the server", _seen(facts)),
         ("this study, PLD", f"epsilon {_number(epsilon['pld_study'])} at delta {facts['delta']:g}, at worst"),
         ("all to date, PLD", f"epsilon {_number(epsilon['pld_to_date'])} with it"),
         (
@@ -197,6 +203,12 @@ def _show(facts: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*row)
     console().print(table)
+
+
+def _seen(facts: dict[str, Any]) -> str:
+    if not facts["secagg"]:
+        return "this silo's own update"
+    return f"only sums over silos, as long as at most {facts['max_colluding']} of them collude with it"
 
 
 def _at_most(facts: dict[str, Any]) -> str:

@@ -45,8 +45,20 @@ def _version(name: str) -> str | None:
         return None
 
 
-def in_turn(ways: Mapping[str, Callable[[], object]], *, laps: int, steps: int) -> dict[str, list[float]]:
+def in_turn(
+    ways: Mapping[str, Callable[[], object]],
+    *,
+    laps: int,
+    steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Time each way `steps` times a lap, lap by lap, so that a busy moment falls on all of them.
+
+    Args:
+        ways: what to time, by name.
+        laps: that count.
+        steps: of each way in a lap.
+        clock: of seconds; `time.process_time` for what waits for nothing, on a machine that others use.
 
     Returns:
         By way, the median seconds of each lap. A first lap warms up and is not counted.
@@ -54,16 +66,16 @@ def in_turn(ways: Mapping[str, Callable[[], object]], *, laps: int, steps: int) 
     found: dict[str, list[float]] = {name: [] for name in ways}
     for lap in range(laps + 1):
         for name, step in ways.items():
-            seconds = [_timed(step) for _ in range(steps)]
+            seconds = [_timed(step, clock) for _ in range(steps)]
             if lap:
                 found[name].append(statistics.median(seconds))
     return found
 
 
-def _timed(step: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _timed(step: Callable[[], object], clock: Callable[[], float]) -> float:
+    began = clock()
     step()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

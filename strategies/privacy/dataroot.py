@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from strategies.errors import SettingError
 from strategies.privacy.accountant import epsilon, epsilon_at_order
 from strategies.privacy.budget import Budget
-from strategies.privacy.events import Event, Gaussian, merge
+from strategies.privacy.events import Event, Exact, Gaussian, Summed, merge
 from strategies.spec import require
 
 Gate = Literal["rdp", "preregistered"]
@@ -111,13 +111,13 @@ class DataRoot:
 
 def repeat(events: Iterable[Event], times: int) -> tuple[Event, ...]:
     """Return the events of so many equal rounds, without a list as long as the rounds."""
-    return tuple(
-        Gaussian(noise_multiplier=e.noise_multiplier, sampling_rate=e.sampling_rate, steps=e.steps * times)
-        if isinstance(e, Gaussian)
-        else e
-        for e in events
-        if times
-    )
+    return tuple(_repeated(event, times) for event in events if times)
+
+
+def _repeated(event: Event, times: int) -> Event:
+    if isinstance(event, Gaussian):
+        return replace(event, steps=event.steps * times)
+    return replace(event, times=event.times * times) if isinstance(event, Summed) else event
 
 
 def covers(more: Iterable[Event], less: Iterable[Event]) -> bool:
@@ -128,11 +128,16 @@ def covers(more: Iterable[Event], less: Iterable[Event]) -> bool:
 def lacking(have: Iterable[Event], wanted: Iterable[Event]) -> tuple[Event, ...]:
     """Return what must be added to `have` so that it covers `wanted`."""
     own = {(e.noise_multiplier, e.sampling_rate): e.steps for e in merge(have) if isinstance(e, Gaussian)}
-    others = {event for event in have if not isinstance(event, Gaussian)}
+    exact = {event for event in have if isinstance(event, Exact)}
+    sums = {(e.what, e.silos): e.times for e in merge(have) if isinstance(e, Summed)}
     missing: list[Event] = []
     for event in merge(wanted):
-        if not isinstance(event, Gaussian):
-            missing += [event] if event not in others else []
+        if isinstance(event, Exact):
+            missing += [event] if event not in exact else []
+            continue
+        if isinstance(event, Summed):
+            times = event.times - sums.get((event.what, event.silos), 0)
+            missing += [replace(event, times=times)] if times > 0 else []
             continue
         steps = event.steps - own.get((event.noise_multiplier, event.sampling_rate), 0)
         if steps > 0:

@@ -63,14 +63,19 @@ class Summed:
     Args:
         what: the quantity, for the report.
         silos: the sum is over at least so many.
+        times: number of releases.
     """
 
     what: str
     silos: int
+    times: int = 1
 
     def __post_init__(self) -> None:
-        if not (type(self.silos) is int and self.silos >= 2):
-            raise AccountingError(f"{self} is no sum that hides a silo: silos must be a whole number of at least 2")
+        whole = type(self.silos) is int and type(self.times) is int
+        if not (whole and self.silos >= 2 and self.times >= 1):
+            raise AccountingError(
+                f"{self} is no sum that hides a silo: silos must be a whole number of at least 2, times of at least 1"
+            )
 
 
 Event = Gaussian | Exact | Summed
@@ -84,19 +89,20 @@ def merge(events: Iterable[Event]) -> tuple[Event, ...]:
     """
     steps: dict[tuple[float, float], int] = {}
     exact: set[Exact] = set()
-    summed: set[Summed] = set()
+    summed: dict[tuple[str, int], int] = {}
     for event in events:
         if isinstance(event, Exact):
             exact.add(event)
         elif isinstance(event, Summed):
-            summed.add(event)
+            summed[event.what, event.silos] = summed.get((event.what, event.silos), 0) + event.times
         elif not isinstance(event, Gaussian):
             raise AccountingError(f"{event!r} is no event that can be accounted")
         else:
             key = (event.noise_multiplier, event.sampling_rate)
             steps[key] = steps.get(key, 0) + event.steps
     gaussian = [Gaussian(noise_multiplier=s, sampling_rate=q, steps=t) for (s, q), t in sorted(steps.items()) if t]
-    return (*gaussian, *sorted(exact), *sorted(summed))
+    sums = [Summed(what=what, silos=silos, times=t) for (what, silos), t in sorted(summed.items())]
+    return (*gaussian, *sorted(exact), *sums)
 
 
 def to_json(event: Event) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from strategies.privacy.dataroot import DataRoot
-from strategies.privacy.events import Event, Exact, Gaussian, Summed, merge
+from strategies.privacy.events import Event, Gaussian, merge
 
 
 @dataclass(kw_only=True)
@@ -20,7 +20,7 @@ class Account:
     root: DataRoot | None = None
     reserved: list[tuple[str, tuple[Event, ...]]] = field(default_factory=list)
     _steps: dict[tuple[float, float], int] = field(default_factory=dict)
-    _others: set[Exact | Summed] = field(default_factory=set)
+    _others: tuple[Event, ...] = ()
 
     def add(self, run: str, events: tuple[Event, ...]) -> None:
         """Count one more reservation."""
@@ -30,7 +30,7 @@ class Account:
                 key = (event.noise_multiplier, event.sampling_rate)
                 self._steps[key] = self._steps.get(key, 0) + event.steps
             else:
-                self._others.add(event)
+                self._others = merge((*self._others, event))
 
     def merged(self) -> tuple[Event, ...]:
         """Return all events, equal ones added up; its length does not grow with the number of rounds."""

@@ -260,7 +260,7 @@ def _event_value(event: Event) -> dict[str, Any]:
     if isinstance(event, Exact):
         return {"kind": "exact", "what": event.what}
     if isinstance(event, Summed):
-        return {"kind": "summed", "what": event.what, "silos": event.silos}
+        return {"kind": "summed", "what": event.what, "silos": event.silos, "times": event.times}
     return {
         "kind": "gaussian",
         "noise_multiplier": exact(event.noise_multiplier),
@@ -284,8 +284,9 @@ def _event(value: Any) -> Event:
     fields = value if isinstance(value, dict) else {}
     if fields.keys() == {"kind", "what"} and fields["kind"] == "exact" and type(fields["what"]) is str:
         return Exact(what=fields["what"])
-    if fields.keys() == {"kind", "what", "silos"} and fields["kind"] == "summed" and type(fields["what"]) is str:
-        return _summed(fields["what"], fields["silos"])
+    summed = fields.keys() == {"kind", "what", "silos", "times"} and fields["kind"] == "summed"
+    if summed and type(fields["what"]) is str:
+        return _summed(fields["what"], fields["silos"], fields["times"])
     numbers = fields.keys() == {"kind", "noise_multiplier", "sampling_rate", "steps"}
     if numbers and fields["kind"] == "gaussian" and type(fields["steps"]) is int:
         texts = fields["noise_multiplier"], fields["sampling_rate"]
@@ -294,9 +295,9 @@ def _event(value: Any) -> Event:
     raise VerificationError(f"{value!r:.80} is no event of a known kind")
 
 
-def _summed(what: str, silos: int) -> Summed:
+def _summed(what: str, silos: int, times: int) -> Summed:
     try:
-        return Summed(what=what, silos=silos)
+        return Summed(what=what, silos=silos, times=times)
     except AccountingError as error:
         raise VerificationError(str(error)) from None
 

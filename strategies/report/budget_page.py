@@ -250,6 +250,8 @@ def _mechanisms(root: Facts) -> dict[str, Any]:
             event["steps"],
         ]
         if event["kind"] == "gaussian"
+        else [f"exact sum over at least {event['silos']} silos: {event['what']}", NOTHING, NOTHING, event["times"]]
+        if event["kind"] == "summed"
         else [f"{event['what']}, unprotected", NOTHING, NOTHING, NOTHING]
         for event in root["mechanisms"]
     ]

@@ -178,8 +178,6 @@ def _released(study: Study, facts: Mapping[str, Any]) -> tuple[Event, ...]:
     events = study.round_events() * int(facts["rounds"])
     if facts["closed"]:
         events = (*events, *study.closing_events())
-    if study.masked and study.release == "masked":
-        events = (*events, *study.count_events())  # of all silos, also of those that no round has chosen
     if not study.private:  # also before its first round, such a run has no bound
         events = (*events, *study.round_events()[:1])
     return events
@@ -284,7 +282,9 @@ def _releases(study: Study) -> list[dict[str, str]]:
             what = _WHAT_TRAVELS[name]
             if name == "MaskedCounts.upload" and study.release != "masked":
                 protection = wire.Protection.RELEASED if study.release == "noisy" else wire.Protection.PUBLIC
-                what = f"{what}, noised" if study.release == "noisy" else "nothing: this study releases no metric counts"
+                what = (
+                    f"{what}, noised" if study.release == "noisy" else "nothing: this study releases no metric counts"
+                )
             elif name == "MaskedCounts.upload":
                 what = f"{what}, without noise: no epsilon covers the held-out units"
             elif entry.name == "counts":

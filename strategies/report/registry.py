@@ -81,7 +81,11 @@ def _entry(facts: Facts, root: Facts, verified: bool) -> dict[str, Any]:
         f"{event['steps']} times"
         if event["kind"] == "gaussian"
         else f"{event['what']}, exact"
-        + (f" in a sum over at least {event['silos']} silos" if event["kind"] == "summed" else ", unprotected")
+        + (
+            f" in a sum over at least {event['silos']} silos, {event['times']} times"
+            if event["kind"] == "summed"
+            else ", unprotected"
+        )
         for event in root["mechanisms"]
     ]
     parameters = [_parameters(numbers)] if verified else []

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from strategies.secagg.boxes import Label, seal
-from strategies.secagg.encoding import expand
-from strategies.secagg.masks import add_mask
+from strategies.secagg.encoding import KEY_BYTES, expand
+from strategies.secagg.masks import add_masks
 from strategies.secagg.messages import Sign, Upload
-from strategies.secagg.ring import Ring
+from strategies.secagg.ring import OnClamp, Ring
 from strategies.secagg.rows import Change
 from strategies.secagg.shares import P, commitment, mask_key, random_element, split, to_bytes
 
@@ -59,12 +60,21 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """Who masks, and how: the silo, its signature, the ring of the kind, and tau of the cohort."""
+    """Who masks, and how.
+
+    Args:
+        silo: its name.
+        sign: its Ed25519 signature.
+        ring: of the kind.
+        threshold: tau of the cohort.
+        on_clamp: told a segment's name and how many of its values were beyond the bound; for the silo's own log.
+    """
 
     silo: str
     sign: Sign
     ring: Ring
     threshold: int
+    on_clamp: OnClamp | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +88,7 @@ class Masked:
         share: this silo's share of its own seed.
     """
 
-    upload: bytes = field(repr=False)
+    upload: memoryview = field(repr=False)
     digest: bytes
     words: bytes
     share: bytes = field(repr=False)
@@ -95,33 +105,42 @@ def masked(claim: Claim, masking: Masking, vectors: Sequence[NDArray[Any]]) -> M
     Raises:
         ProtocolError: a vector does not fit its segment, or is not finite.
     """
-    words = masking.ring.encode(vectors)
+    ring, silo = masking.ring, masking.silo
     own = random_element()
     pairs = {peer: pair_seed(key, claim.ctx) for peer, key in claim.keys.items()}
-    add_mask(words, mask_key(own), 1)
-    for peer, seed in pairs.items():
-        add_mask(words, mask_key(seed), 1 if peer.encode() > masking.silo.encode() else -1)
-    data = words.data.cast("B")
-    hashed = hashlib.sha256(data)
-    nonce = secrets.token_bytes(32)
-    shares = {peer: split(seed, masking.threshold, len(claim.cohort)) for peer, seed in pairs.items()}
     own_shares = split(own, masking.threshold, len(claim.cohort))
-    unsigned = Upload(
+    draft = _draft(claim, masking, pairs, own, own_shares)
+    buffer = np.zeros(ring.size_bytes + len(draft.to_bytes()), np.uint8).data
+    data = buffer[: ring.size_bytes]
+    words = ring.encode(vectors, out=ring.read(data), on_clamp=masking.on_clamp)
+    later = {peer: 1 if peer.encode() > silo.encode() else -1 for peer in pairs}
+    add_masks(words, [(mask_key(own), 1), *((mask_key(seed), later[peer]) for peer, seed in pairs.items())])
+    hashed = hashlib.sha256(data)
+    unsigned = replace(draft, words=hashed.digest())
+    rest = replace(unsigned, signature=masking.sign(unsigned.statement())).to_bytes()
+    hashed.update(rest)
+    buffer[ring.size_bytes :] = rest
+    return Masked(
+        upload=buffer.toreadonly(),
+        digest=hashed.digest(),
+        words=unsigned.words,
+        share=to_bytes(own_shares[claim.cohort.index(silo)]),
+    )
+
+
+def _draft(claim: Claim, masking: Masking, pairs: Mapping[str, int], own: int, own_shares: Sequence[int]) -> Upload:
+    """Return the upload without its vector's hash and its signature, in their place as many zeros."""
+    shares = {peer: split(seed, masking.threshold, len(claim.cohort)) for peer, seed in pairs.items()}
+    nonce = secrets.token_bytes(KEY_BYTES)
+    return Upload(
         silo=masking.silo,
         ctx=claim.ctx,
-        words=hashed.digest(),
+        words=bytes(KEY_BYTES),
         nonce=nonce,
         boxes=_boxes(claim, masking.silo, nonce, own_shares, shares),
         own=commitment(own),
         pairs=tuple(commitment(seed) for seed in pairs.values()),
-    )
-    rest = replace(unsigned, signature=masking.sign(unsigned.statement())).to_bytes()
-    hashed.update(rest)
-    return Masked(
-        upload=b"".join((data, rest)),
-        digest=hashed.digest(),
-        words=unsigned.words,
-        share=to_bytes(own_shares[claim.cohort.index(masking.silo)]),
+        signature=bytes(64),
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+Bytes = bytes | memoryview
 Item = bytes | bytearray | memoryview | str | int | Sequence["Item"]
 
 KEY_BYTES = 32
@@ -27,7 +28,7 @@ def enc(*items: Item) -> bytes:
     """
     parts: list[bytes | bytearray | memoryview] = []
     for item in items:
-        part = _part(item)
+        part = item if type(item) is bytes else _part(item)
         parts += (len(part).to_bytes(4, "little"), part)
     return b"".join(parts)
 
@@ -44,7 +45,7 @@ def _part(item: Item) -> bytes | bytearray | memoryview:
     return enc(*item)
 
 
-def take(data: bytes | memoryview, count: int | None = None) -> tuple[bytes, ...]:
+def take(data: Bytes, count: int | None = None) -> tuple[bytes, ...]:
     """Return the items that `enc` wrote.
 
     Args:
@@ -95,7 +96,7 @@ def ordered(silos: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(set(silos), key=str.encode))
 
 
-def sha256(*parts: bytes | memoryview) -> bytes:
+def sha256(*parts: Bytes) -> bytes:
     """Return the hash of the parts, one after another."""
     digest = hashlib.sha256()
     for part in parts:
@@ -105,4 +106,9 @@ def sha256(*parts: bytes | memoryview) -> bytes:
 
 def expand(key: bytes, *info: Item) -> bytes:
     """Return 32 bytes derived from a secret of 32 uniform bytes, for the purpose that `info` states: X(k, ...)."""
-    return HKDFExpand(SHA256(), KEY_BYTES, enc(*info)).derive(key)
+    return hkdf_expand(key, enc(*info))
+
+
+def hkdf_expand(key: bytes, info: bytes) -> bytes:
+    """Return 32 bytes of HKDF-Expand with SHA-256."""
+    return HKDFExpand(SHA256(), KEY_BYTES, info).derive(key)

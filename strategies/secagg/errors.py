@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from strategies.errors import ProtocolError
-from strategies.secagg.encoding import enc, take
+from strategies.secagg.encoding import Bytes, enc, take
 
 
 class Code(StrEnum):
@@ -113,13 +113,18 @@ class SecaggError(ProtocolError):
         super().__init__(f"secure aggregation: {_SENTENCES[code]}{named}")
 
 
+_LONGEST = max(len(enc("fsa1/refused", code.value)) for code in Code)
+
+
 def notice(code: Code) -> bytes:
     """Return the reply that says that a request was refused: the code and nothing else."""
     return enc("fsa1/refused", code.value)
 
 
-def noticed(reply: bytes) -> Code | None:
+def noticed(reply: Bytes) -> Code | None:
     """Return the code of such a reply; None when it is another one."""
+    if len(reply) > _LONGEST:
+        return None
     try:
         domain, code = take(reply, 2)
         return Code(code.decode()) if domain == b"fsa1/refused" else None

@@ -63,8 +63,12 @@ def pair_key(secret: bytes, mine: str, public: bytes, theirs: str, directory: by
     shared = agreed(secret, public)
     if shared is None:
         raise SecaggError(Code.LOW_ORDER, [theirs])
-    info = enc("fsa1/pair", *ordered((mine, theirs)))
-    return HKDF(SHA256(), KEY_BYTES, directory, info).derive(shared)
+    return hkdf(shared, directory, enc("fsa1/pair", *ordered((mine, theirs))))
+
+
+def hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
+    """Return 32 bytes of HKDF with SHA-256."""
+    return HKDF(SHA256(), KEY_BYTES, salt, info).derive(secret)
 
 
 def stepped(key: bytes, last: int, to: int) -> bytes:

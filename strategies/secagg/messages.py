@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
-from strategies.secagg.encoding import KEY_BYTES, enc, names, number, sha256, take
+from strategies.secagg.encoding import KEY_BYTES, Bytes, enc, names, number, sha256, take
 from strategies.secagg.errors import Code, SecaggError
 
 Sign = Callable[[bytes], bytes]
@@ -162,7 +162,7 @@ class Upload:
         return enc(self.silo, self.ctx, self.words, self.nonce, self.boxes, self.own, self.pairs, self.signature)
 
     @classmethod
-    def read(cls, data: bytes | memoryview) -> Self:
+    def read(cls, data: Bytes) -> Self:
         """Read what `to_bytes` wrote."""
         with well_formed():
             silo, ctx, words, nonce, boxes, own, pairs, signature = take(data, 8)

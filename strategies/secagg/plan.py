@@ -1,8 +1,8 @@
 """What a study's sums are, as both sides derive them: the set-up of a run is a function of its manifest and study.
 
-A silo joins only the set-up that it derives itself, so nothing in it is the server's to choose. The update travels in
-32-bit words; its entries, times the silo's weight over the largest weight, are clamped at `REACH`. Metric counts travel
-in 64-bit words on the very grid that they are counted on, so their sum is exact.
+A silo joins only the set-up that it derives itself, so nothing in it is the server's to choose. The update travels
+in 32-bit words, which hold entries up to `REACH` at least; what is beyond is cut, and the silo's log says so. Metric
+counts travel in 64-bit words on the very grid that they are counted on, so their sum is exact.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from strategies.secagg.setup import MOST_SILOS, Setup
 from strategies.study import Study
 
 UPDATE, COUNTS = "update", "counts"
-REACH = 16.0  # largest entry of a silo's update, weighted: far beyond what training gives, and fine enough in 32 bits
+REACH = 16.0  # entries of an update: far beyond what training gives, and fine enough in 32 bits
 _MOST_COUNTED = 2.0**26  # units of a silo
 
 
@@ -51,11 +51,6 @@ def setup_of(study: Study, manifest: Manifest, parameters: int) -> Setup:
         plan=study.digest,
         kinds=kinds,
     )
-
-
-def heaviest(manifest: Manifest) -> float:
-    """Return the largest weight: updates are masked in parts of it, so that none leaves the ring's reach by weight."""
-    return max(member.weight for member in manifest.roster)
 
 
 def digest_of_model(weights: Vector, broadcast: Mapping[str, Vector] | None = None) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from strategies.secagg.errors import Code
-from strategies.secagg.masks import add_mask
+from strategies.secagg.masks import add_masks
 from strategies.secagg.messages import Opening, Shares, Upload
 from strategies.secagg.ring import Words
 from strategies.secagg.shares import commitment, from_bytes, mask_key, recover
@@ -62,8 +62,7 @@ class Seeds:
 
     def unmask(self, total: Words) -> None:
         """Take all masks out of a total, in place."""
-        for key, sign in self.masks:
-            add_mask(total, key, sign)
+        add_masks(total, self.masks)
 
 
 def recovered(answers: Answers) -> Seeds | None:

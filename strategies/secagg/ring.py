@@ -25,13 +25,14 @@ from strategies.proof.canonical import dump
 Words = NDArray[np.unsignedinteger[Any]]
 Floats = NDArray[np.float64]
 Protection = Literal["local", "distributed", "none"]
+OnClamp = Callable[[str, int], None]
 Part = tuple[str, int, float]  # of a vector: name, length, largest absolute value
 
 CHECK_WORDS = 4
 _UNSIGNED: dict[int, np.dtype[np.unsignedinteger[Any]]] = {32: np.dtype("<u4"), 64: np.dtype("<u8")}
 _SIGNED: dict[int, np.dtype[np.signedinteger[Any]]] = {32: np.dtype("<i4"), 64: np.dtype("<i8")}
-_EXPONENTS = range(-128, 64)  # a float32 has no value beyond 2^128, a ring none beyond 2^63
-_BLOCK = 2**14  # values: their float64 copy stays in the cache
+_EXPONENTS = range(-126, 64)  # of scales that float32 holds
+_BLOCK = 2**16  # values: their copy stays in the second cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class Segment:
             raise SettingError(f"segment '{self.name}' has {self.length} values; it must have at least 1")
         if not self.scale > 0 or math.frexp(self.scale)[0] != 0.5 or self.exponent not in _EXPONENTS:
             raise SettingError(
-                f"segment '{self.name}' has scale {self.scale}; it must be a power of two from 2^-128 to 2^63"
+                f"segment '{self.name}' has scale {self.scale}; it must be a power of two from 2^-126 to 2^63"
             )
 
     @property
@@ -127,17 +128,26 @@ class Ring:
         """Return the words of an empty sum."""
         return np.zeros(self.length, _UNSIGNED[self.bits])
 
-    def encode(self, vectors: Sequence[NDArray[Any]], *, on_clamp: Callable[[str, int], None] | None = None) -> Words:
+    def encode(
+        self,
+        vectors: Sequence[NDArray[Any]],
+        *,
+        out: Words | None = None,
+        on_clamp: OnClamp | None = None,
+    ) -> Words:
         """Return the words of one vector a segment, and the check words.
 
         Args:
             vectors: in the order of the segments, each (length,).
+            out: zeros to write to; new ones when omitted.
             on_clamp: told a segment's name and how many of its values were beyond the bound; for the silo's own log.
 
         Raises:
             ProtocolError: a vector has another shape, or holds a value that is not finite.
         """
-        words = self.zeros()
+        if len(vectors) != len(self.segments):
+            raise ProtocolError(f"ring '{self.name}' has {len(self.segments)} segments, not {len(vectors)}")
+        words = self.zeros() if out is None else out
         place = 0
         for segment, vector in zip(self.segments, vectors, strict=True):
             if vector.shape != (segment.length,):
@@ -295,24 +305,32 @@ def _finest(bound: int, part: Part) -> int:
 
 
 def _quantise(vector: NDArray[Any], segment: Segment, bound: int, words: Words) -> int:
-    """Write the rounded and clamped values to `words`; return how many were clamped."""
+    """Write the rounded and clamped values to `words`; return how many were clamped.
+
+    A float32 is scaled and rounded as it is: by a power of two, both are exact or give 0, as in float64. Only a block
+    that reaches beyond the bound, which float32 may not hold, goes the long way.
+    """
     signed = words.view(_SIGNED[8 * words.itemsize])
-    block = np.empty(min(_BLOCK, segment.length))
+    block = np.empty(min(_BLOCK, segment.length), np.float32 if vector.dtype == np.float32 else np.float64)
     clamped = 0
     for start in range(0, segment.length, _BLOCK):
         part = vector[start : start + _BLOCK]
-        values = block[: len(part)]
+        values: NDArray[Any] = block[: len(part)]
         with np.errstate(over="ignore", invalid="ignore"):
-            np.multiply(part, segment.scale, out=values, dtype=np.float64)
-        np.rint(values, out=values)
-        low, high = float(values.min()), float(values.max())  # NaN where one is among them
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ProtocolError(f"segment '{segment.name}' holds a value that is not a finite number")
-        if low < -bound or high > bound:
-            clamped += int(np.count_nonzero(np.abs(values) > bound))
-            np.clip(values, -bound, bound, out=values)
+            np.rint(np.multiply(part, segment.scale, out=values), out=values)
+        if not (-bound <= float(values.min()) and float(values.max()) <= bound):  # or NaN
+            values, beyond = _clamp(part, segment, bound)
+            clamped += beyond
         signed[start : start + len(part)] = values
     return clamped
+
+
+def _clamp(part: NDArray[Any], segment: Segment, bound: int) -> tuple[Floats, int]:
+    if not np.isfinite(part).all():
+        raise ProtocolError(f"segment '{segment.name}' holds a value that is not a finite number")
+    with np.errstate(over="ignore"):
+        values = np.rint(part.astype(np.float64) * segment.scale)
+    return np.clip(values, -bound, bound), int(np.count_nonzero(np.abs(values) > bound))
 
 
 def _fields(value: Any, kinds: Mapping[str, type]) -> dict[str, Any]:

@@ -69,6 +69,21 @@ class Step:
     silos: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class UploadStep:
+    """A masked vector on its way, and what must be durable before it leaves.
+
+    Args:
+        reply: bytes for the server, held once; they may be tens of megabytes.
+        changes: applied together with the ledger's release, before the reply is sent.
+        digest: SHA-256 of the reply, for the ledger.
+    """
+
+    reply: memoryview = field(repr=False)
+    changes: tuple[Change, ...]
+    digest: bytes
+
+
 def step(reply: bytes, *changes: Change) -> Step:
     """Return a step without an alarm."""
     return Step(reply=reply, changes=changes, digest=sha256(reply))

@@ -20,6 +20,7 @@ from strategies.secagg.ring import Ring
 
 PROTOCOL = "fsa1"
 MOST_SILOS = 128
+MOST_SUMS = 100_000
 _NUMBERS = ("silos", "least", "max_colluding", "most_dropped", "sums")
 _TEXTS = {"run": "[0-9a-f]{32}", "roster": "[0-9a-f]{64}", "coordinator": "[0-9a-f]{64}", "code": ".+", "plan": ".*"}
 
@@ -43,7 +44,7 @@ class Floors:
 
     least: int = 3
     max_colluding: int = 0
-    most_sums: int = 100_000
+    most_sums: int = MOST_SUMS
     pair_with_local_dp: bool = False
 
 

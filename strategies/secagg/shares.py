@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import mul
 
 from strategies.secagg.encoding import KEY_BYTES, expand
 
@@ -51,21 +52,29 @@ def commitment(seed: int) -> bytes:
 
 
 def split(secret: int, threshold: int, count: int) -> list[int]:
-    """Return the shares of points 1 to `count`, with new coefficients.
+    """Return the shares of points 1 to `count`, on a new polynomial of degree `threshold` - 1.
+
+    The polynomial is drawn by its values at 1 to `threshold` - 1, which are uniform as its coefficients would be: each
+    choice of the ones is one of the others.
 
     Args:
-        secret: an element of the field.
-        threshold: shares that give it back; the polynomial has degree `threshold` - 1.
-        count: shares.
+        secret: an element of the field, the value at 0.
+        threshold: shares that give it back.
+        count: shares, at least `threshold`.
     """
-    coefficients = [random_element() for _ in range(threshold - 1)]
-    found = []
-    for point in range(1, count + 1):
-        value = 0
-        for coefficient in coefficients:  # reduced once at the end: a point has 8 bits at most
-            value = value * point + coefficient
-        found.append((value * point + secret) % P)
-    return found
+    values = [secret, *(random_element() for _ in range(threshold - 1))]
+    rest = (sum(map(mul, _onward(threshold, point), values)) % P for point in range(threshold, count + 1))
+    return [*values[1:], *rest]
+
+
+@lru_cache(maxsize=4096)
+def _onward(threshold: int, point: int) -> tuple[int, ...]:
+    """Lagrange's weights at `point` of values at 0 to `threshold` - 1: whole numbers, as the points are in a row."""
+    last = threshold - 1
+    return tuple(
+        (-1) ** (last - place) * math.comb(point, place) * math.comb(point - place - 1, last - place)
+        for place in range(threshold)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +120,7 @@ def recover(
 
 def _at(place: int, points: tuple[int, ...], shares: Mapping[int, int]) -> int:
     """Return the value at `place` of the polynomial through the shares of `points`."""
-    return sum(shares[point] * weight for point, weight in zip(points, _weights(place, points), strict=True)) % P
+    return int(sum(map(mul, _weights(place, points), map(shares.__getitem__, points))) % P)
 
 
 @lru_cache(maxsize=4096)

@@ -31,6 +31,7 @@ from strategies.secagg.messages import (
     manifest_statement,
     well_formed,
 )
+from strategies.secagg.ring import OnClamp
 from strategies.secagg.rows import (
     EXACT,
     PEERS,
@@ -43,6 +44,7 @@ from strategies.secagg.rows import (
     State,
     Step,
     SumRow,
+    UploadStep,
     closed_run,
     step,
     sum_key,
@@ -170,12 +172,13 @@ class SiloSession:
             keys={peer: bytearray(keys[peer]) for peer in asked.cohort if peer != self._name},
         )
 
-    def mask(self, claim: Claim, vectors: Sequence[NDArray[Any]]) -> Step:
+    def mask(self, claim: Claim, vectors: Sequence[NDArray[Any]], *, on_clamp: OnClamp | None = None) -> UploadStep:
         """Mask this silo's vectors (10 to 13). The claim is used up, whatever happens.
 
         Args:
             claim: whose changes are durable.
             vectors: one a segment of the kind's ring.
+            on_clamp: told a segment's name and how many of its values were clamped; for the silo's own log.
 
         Returns:
             The upload; its changes go with the ledger's release of its digest.
@@ -190,7 +193,11 @@ class SiloSession:
         if row != claimed.to_bytes() or not claim.keys:
             raise SecaggError(Code.CLAIM)
         masking = Masking(
-            silo=self._name, sign=self._sign, ring=self._setup.kinds[claim.kind], threshold=self._tau(claim.cohort)
+            silo=self._name,
+            sign=self._sign,
+            ring=self._setup.kinds[claim.kind],
+            threshold=self._setup.threshold(len(claim.cohort)),
+            on_clamp=on_clamp,
         )
         try:
             done = masked(claim, masking, vectors)
@@ -198,7 +205,7 @@ class SiloSession:
             claim.erase()
         after = replace(claimed, state=State.MASKED, upload=done.digest, words=done.words, share=done.share)
         change = Change(key=key, expected=row, new=after.to_bytes())
-        return Step(reply=done.upload, changes=(change,), digest=done.digest)
+        return UploadStep(reply=done.upload, changes=(change,), digest=done.digest)
 
     # --- the end of a sum -----------------------------------------------------------------------------------
 
@@ -262,9 +269,6 @@ class SiloSession:
     def _signed(self, statement: bytes, signature: bytes) -> None:
         if not verified(self._coordinator, signature, statement):
             raise SecaggError(Code.SIGNATURE)
-
-    def _tau(self, cohort: tuple[str, ...]) -> int:
-        return self._setup.threshold(len(cohort))
 
     def _exact(self, asked: Request) -> bool:
         return self._setup.kinds[asked.kind].protection == "none"

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from strategies.errors import ProtocolError
 from strategies.secagg.boxes import size
 from strategies.secagg.directory import Directory
-from strategies.secagg.encoding import KEY_BYTES, enc, names, ordered, sha256, take
+from strategies.secagg.encoding import KEY_BYTES, Bytes, enc, names, ordered, sha256, take
 from strategies.secagg.errors import Code, SecaggError, noticed
 from strategies.secagg.keys import verified
 from strategies.secagg.messages import (
@@ -127,7 +127,7 @@ class Sum:
         entries = b"" if silo in self._seated else self._run.directory.to_bytes()
         return replace(self._request, entries=entries).to_bytes()
 
-    def collect(self, uploads: Mapping[str, bytes]) -> Phase:
+    def collect(self, uploads: Mapping[str, Bytes]) -> Phase:
         """Take the uploads at the deadline and fix the set of survivors, once; later ones are not looked at.
 
         Args:
@@ -153,7 +153,7 @@ class Sum:
         self.phase = Phase.FULL if whole else Phase.VIEW
         return self.phase
 
-    def _take_upload(self, silo: str, data: bytes, total: Words) -> bool:
+    def _take_upload(self, silo: str, data: Bytes, total: Words) -> bool:
         """Check an upload and add its vector to the total; return whether it holds."""
         code = noticed(data)
         if code is not None:
@@ -178,7 +178,7 @@ class Sum:
         self._uploads[silo] = upload
         return True
 
-    def _words(self, data: bytes) -> Words:
+    def _words(self, data: Bytes) -> Words:
         return self._ring.read(memoryview(data)[: self._ring.size_bytes])
 
     # --- unmasking ------------------------------------------------------------------------------------------

@@ -1,0 +1,129 @@
+"""`fedsilo-simulate bench`: one command a benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from strategies.command import not_built
+from strategies.errors import SettingError, nearest
+
+app = typer.Typer(help="Measure what privacy costs on this machine.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout and nothing else.")]
+Laps = Annotated[int, typer.Option(min=1, help="How often each way takes its turn.")]
+Out = Annotated[Path, typer.Option(help="Folder for figures and picture.")]
+Lines = tuple[Sequence[str], Iterable[Sequence[str]]]  # of a table: its columns and rows
+_OUT = Path("runs/bench")
+_WIDTH = 240  # where nobody looks, nothing needs to be folded
+
+
+@app.command("training", epilog="Example: fedsilo-simulate bench training --network lstm --batch 64")
+def training_command(
+    names: Annotated[list[str] | None, typer.Option("--network", help="One of them; may be repeated.")] = None,
+    batches: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Rows of a step; may be repeated.")
+    ] = None,
+    laps: Laps = 9,
+    out: Out = _OUT,
+    as_json: Json = False,
+) -> None:
+    """Measure what a private training step costs beside an ordinary one, and beside other engines."""
+    from simulations.bench import training
+    from simulations.bench.networks import networks
+
+    wrong = [name for name in names or () if name not in networks()]
+    if wrong:
+        raise SettingError(f"--network {wrong[0]} is not allowed; {nearest(wrong[0], networks())}")
+    console = Console(stderr=True, highlight=False, quiet=as_json)
+    result = training.bench(
+        names=names or tuple(networks()),
+        batches=batches or (64, 256),
+        laps=laps,
+        tell=lambda text: console.print(text, style="dim"),
+    )
+    training.write(result, out)
+    facts = f"one thread, torch {_version(result, 'torch')}: {out}"
+    table = (training.COLUMNS, training.table_rows(result))
+    _show(result, as_json, "time and memory of a training step", table, facts)
+
+
+@app.command("secagg", epilog="Example: fedsilo-simulate bench secagg --parameters 1000000 --silos 10")
+def secagg_command(
+    parameters: Annotated[
+        list[int] | None, typer.Option(min=1, help="Length of the vector; may be repeated. Default: 1e5, 1e6, 1e7.")
+    ] = None,
+    silos: Annotated[
+        list[int] | None, typer.Option(min=2, max=128, help="Of the cohort; may be repeated. Default: 2, 10, 50, 100.")
+    ] = None,
+    laps: Laps = 5,
+    out: Out = _OUT,
+    as_json: Json = False,
+) -> None:
+    """Measure what secure aggregation costs silo and server, beside bare AES and Flower's SecAgg+ arithmetic."""
+    from simulations.bench import secagg
+
+    grid = secagg.Grid(
+        parameters=tuple(parameters or (100_000, 1_000_000, 10_000_000)), silos=tuple(silos or (2, 10, 50, 100))
+    )
+    console = Console(stderr=True, highlight=False, quiet=as_json)
+    with _bar(console, secagg.work(grid, laps)) as (tell, advance):
+        result = secagg.bench(grid, laps=laps, tell=tell, advance=advance)
+    secagg.write(result, out)
+    facts = f"seconds of the processor, flwr {_version(result, 'flwr')}: {out}"
+    table = (secagg.COLUMNS, secagg.table_rows(result))
+    _show(result, as_json, "a sum under secure aggregation", table, facts)
+
+
+@app.command("simulation")
+def simulation_command() -> None:
+    """Measure the engines of simulations (not built yet)."""
+    raise not_built("fedsilo-simulate bench simulation", "the engines of simulations")
+
+
+@app.command("aggregation")
+def aggregation_command() -> None:
+    """Measure the robust strategies (not built yet)."""
+    raise not_built("fedsilo-simulate bench aggregation", "the robust strategies")
+
+
+# --- what is shown ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _bar(console: Console, total: float) -> Iterator[tuple[Callable[[str], None], Callable[[float], None]]]:
+    """Give what is told the next thing, and how much of `total` is done: a bar, or a line for each thing."""
+    if not console.is_terminal:
+        yield lambda text: console.print(text, style="dim"), lambda done: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda text: bar.update(task, description=text), lambda done: bar.advance(task, done)
+
+
+def _show(result: dict[str, Any], as_json: bool, title: str, table: Lines, facts: str) -> None:
+    """Print the object, or the table and what it was measured on."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    columns, rows = table
+    drawn = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        drawn.add_row(*row)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_WIDTH)
+    console.print(drawn)
+    console.print(f"{result['machine']['processor']}, {facts}", soft_wrap=True)
+
+
+def _version(result: dict[str, Any], package: str) -> str:
+    return str(result["machine"]["versions"][package])
