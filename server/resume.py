@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from strategies.study import Study
 
 ASKED = "checkpoint/asked.json"
 _DOMAIN = b"fedsilo/round/1\0"
-_SAVED = ("lines", "asked", "received", "counted", "excluded", "closed")
+_SAVED = tuple(entry.name for entry in fields(Progress) if entry.name != "state")
 
 
 @dataclass(frozen=True, kw_only=True)
