@@ -35,6 +35,7 @@ _BODY_S = 120.0
 _AT_ONCE = 4  # requests of one silo
 _RATE, _BURST = 100.0, 400.0  # requests a second of one silo
 _ROUTINE = ("pull-messages", "send-node-heartbeat")  # a line of the log each would hide the others
+_EMPTY_BYTES = 16  # of an answer that brings no message
 _FORWARDED = (fleet.KEY_HEADER, fleet.SIGNATURE_HEADER, fleet.TIMESTAMP_HEADER, *fleet.VERSION_HEADERS)
 
 
@@ -95,7 +96,7 @@ class Gateway:
         except ConnectionAbortedError:
             return
         finally:
-            self._note(_peer(scope), silo, name, status, reason, sent, len(body))
+            self._note(_peer(scope), silo, name, status, reason, (sent, len(body)))
             self.meters.observe(name, status, silo, received=sent, sent=len(body), seconds=time.monotonic() - began)
         await _answer(send, status, body, refused=bool(reason))
 
@@ -149,8 +150,9 @@ class Gateway:
                 self.grants.confirm(silo, call.object)
         return answer.status_code, answer.content
 
-    def _note(self, peer: str, silo: str, name: str, status: int, reason: str, received: int, sent: int) -> None:
-        if status == 200 and name in _ROUTINE and sent <= 16:
+    def _note(self, peer: str, silo: str, name: str, status: int, reason: str, sizes: tuple[int, int]) -> None:
+        received, sent = sizes
+        if status == 200 and name in _ROUTINE and sent <= _EMPTY_BYTES:
             return
         self.audit.write(
             "request", peer=peer, silo=silo, call=name, status=status, reason=reason, received=received, sent=sent
