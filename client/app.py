@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from client import closing, sums
 from client import round as local_round
 from client.round import REGISTRIES
-from client.silo import Silo, folder_of
+from client.silo import PASSPHRASE, Silo, folder_of
 from strategies import wire
 from strategies.errors import DataError, FedsiloError, LedgerError, ProtocolError, Refusal, RefusalCode, StudyError
 from strategies.manifest import Manifest
@@ -86,7 +86,7 @@ def _answer(
     run = ""
     reply: wire.Reply
     try:
-        silo = Silo.open(folder_of(context.node_config))
+        silo = Silo.open(folder_of(context.node_config), PASSPHRASE.get())
         request = wire.from_record(message.content, (kind,))
         run = _run_of(request)
         reply = handle(request, _study(str(context.run_config.get("study", ""))), silo)

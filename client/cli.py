@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from client.commands import accounts, approving, doctor, setup
+from client.commands import accounts, approving, doctor, enrolling, running, setup
 from client.report_command import report_command
-from strategies.command import guarded, not_built
+from strategies.command import guarded
 from strategies.errors import SettingError
 
 app = typer.Typer(
@@ -26,15 +26,13 @@ app = typer.Typer(
     epilog="Example: fedsilo-silo budget",
 )
 _DEPLOYMENT = "deployment"
-_LATER = {
-    "enrol": ("Write the request that a coordinator enrols.", _DEPLOYMENT),
-    "up": ("Start the silo's node.", _DEPLOYMENT),
-    "stop": ("Stop the silo's node.", _DEPLOYMENT),
-}
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "init": (setup.init, "init north --data cardiology_2024=records.csv --unit patient_id"),
     "register": (setup.register, "register cardiology_2024 --silo north"),
+    "enrol": (enrolling.enrol, "enrol --silo north"),
     "check": (doctor.check, "check --silo north --study study.toml"),
+    "up": (running.up, "up --silo north"),
+    "stop": (running.stop, "stop --silo north"),
     "approve": (approving.approve, "approve study.toml --silo north"),
     "budget": (accounts.budget, "budget --silo north --study study.toml"),
     "status": (accounts.status, "status --silo north"),
@@ -42,16 +40,6 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "report": (report_command, "report --silo north --out report --pdf"),
     "restore": (accounts.restore, "restore --silo north --reason 'disk replaced' --heads receipts.jsonl"),
 }
-
-
-def _later(name: str, summary: str, part: str) -> None:
-    @app.command(
-        name,
-        help=f"{summary} (not built yet)",
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )
-    def command() -> None:
-        raise not_built(f"fedsilo-silo {name}", part)
 
 
 @app.command(
@@ -122,8 +110,6 @@ def _show_predictions(facts: dict[str, Any]) -> None:
 
 for _command, (_function, _example) in _COMMANDS.items():
     app.command(_command, epilog=f"Example: fedsilo-silo {_example}")(_function)
-for _name, (_summary, _part) in _LATER.items():
-    _later(_name, _summary, _part)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,8 @@ from strategies.errors import ProtocolError, SettingError
 from strategies.layout import Vector
 from strategies.privacy.budget import Budget
 from strategies.wire import Reply, facts
+
+PASSPHRASE: ContextVar[bytes | None] = ContextVar("passphrase", default=None)  # of the silo that this process runs
 
 
 class _Table(BaseModel):
@@ -50,6 +53,13 @@ class LedgerTable(_Table):
     allow_volatile: bool = False  # on tmpfs, a container's layer or a network file system
 
 
+class NodeTable(_Table):
+    """Ports on the loopback for probes; 0 for none."""
+
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 0  # gRPC health checking
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0  # Prometheus text, /metrics
+
+
 class Settings(_Table):
     """`silo.toml`."""
 
@@ -59,6 +69,7 @@ class Settings(_Table):
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # public; used when a study says 'declared'
     data: dict[str, DataRoot]
     ledger: LedgerTable = LedgerTable()
+    node: NodeTable = NodeTable()
 
 
 @dataclass(frozen=True, kw_only=True)

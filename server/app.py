@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from client.models.base import MODELS, Shape, build, layout_of, load_weights, predict, weights_of
 from client.models.weights import read_weights
 from server import rounds
+from server.deployed import deployed
 from server.folder import RunFolder
 from server.identity import FOLDER, coordinator_key
 from server.lines import Measured
 from server.masking import Masking
+from server.resume import ASKED, Taken, asked, record, take_up
 from server.rounds import Evaluate, Progress, Roster
 from server.witness import Witness
 from strategies import metrics
@@ -46,17 +48,19 @@ def main(grid: Grid, context: Context) -> None:
     text = str(settings.get("study", ""))
     if not text:
         raise SettingError("the run config's study is empty; give the text of a study file")
-    folder = run_study(
-        grid,
-        Study.parse(text, Registries(models=MODELS)),
-        out=Path(str(settings.get("out") or "runs")),
-        test=str(settings.get("test") or ""),
-        page=bool(settings.get("page", True)),
-    )
+    with deployed(grid, context.run_id) as outer:
+        folder = run_study(
+            outer,
+            Study.parse(text, Registries(models=MODELS)),
+            out=Path(str(settings.get("out") or "runs")),
+            test=str(settings.get("test") or ""),
+            page=bool(settings.get("page", True)),
+            resume=str(settings.get("resume") or ""),
+        )
     context.state["run"] = ConfigRecord({"folder": str(folder)})
 
 
-def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = True) -> Path:
+def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = True, resume: str = "") -> Path:
     """Run a study over the silos of a grid and return the run folder.
 
     Args:
@@ -66,6 +70,7 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = Tr
         test: records that the coordinator itself owns: a safetensors file with `x`, `y` and, where the study names
             groups, `group/<column>`, or a folder of such files called `part-*`; empty for none.
         page: whether a complete run's report.html is drawn here; False leaves it to a caller who adds facts.
+        resume: the folder of a run to take up; empty for a new one.
 
     Raises:
         Refusal, RunError, SettingError: the run did not start or broke off; finished rounds are on disk.
@@ -77,23 +82,22 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = Tr
     initial = _initial_weights(study, weights_of(module), layout)
     evaluate = _evaluator(study, shape, Path(test)) if test else None
     key = coordinator_key(out / FOLDER)
-    roster = rounds.invite(grid, study, secrets.token_hex(16), layout, Witness(key, out / FOLDER))
-    folder = RunFolder.create(out, study, key)
-    folder.record_manifest(roster.manifest)
+    if resume:
+        taken = take_up(grid, study, layout, Path(resume), key)
+    else:
+        taken = _begin(grid, study, layout, out, Progress(state=study.strategy.start(initial)))
+    roster, folder, progress, begun = taken.roster, taken.folder, taken.progress, taken.begun
     log.info("run folder %s", folder.path, extra={"folder": folder.path})
-    started = datetime.now(UTC)
-    progress = Progress(state=study.strategy.start(initial))
-    if study.masked:
-        masking = Masking(study, roster.manifest, layout.size, key, folder.keep)
-        roster, progress = rounds.mask(grid, study, roster, masking, progress)
     status = "interrupted"
     statements: dict[str, Any] = {}
     try:
         while len(progress.lines) < study.file.study.rounds:
-            chosen, progress = rounds.choose(study, roster, progress)
-            progress = rounds.run_round(grid, study, roster, chosen, progress, evaluate)
+            chosen, progress = rounds.choose(study, roster, progress, begun)
+            folder.keep(ASKED, asked(len(progress.lines) + 1, {*chosen, *begun}, roster.manifest, key))
+            progress, begun = rounds.run_round(grid, study, roster, chosen, progress, evaluate), ()
             folder.record_receipts(roster.witness.take())
-            folder.record_round(progress.lines, progress.state, roster.manifest, layout)
+            kept = record(progress, roster, taken.started, key)
+            folder.record_round(progress.lines, progress.state, roster.manifest, layout, kept)
             line = progress.lines[-1]
             log.info("round %d of %d", line["round"], study.file.study.rounds, extra={"line": line})
         progress = rounds.charge_closing(study, roster, progress)
@@ -104,10 +108,24 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = Tr
         folder.record_receipts(roster.witness.take())
         for silo, proof in roster.witness.proofs.items():
             folder.record_equivocation(silo, proof)
-        facts = _facts(study, roster, progress, statements, status, started)
+        facts = _facts(study, roster, progress, statements, status, taken.started)
         facts["run"] |= {"model_in": _sha256(initial), "model_out": _sha256(progress.state.weights)}
         folder.record_report(facts, page=page or status != "complete")
     return folder.path
+
+
+def _begin(grid: Grid, study: Study, layout: Layout, out: Path, progress: Progress) -> Taken:
+    """Invite the silos and make the run's folder."""
+    key, started = coordinator_key(out / FOLDER), datetime.now(UTC)
+    roster = rounds.invite(grid, study, secrets.token_hex(16), layout, Witness(key, out / FOLDER))
+    folder = RunFolder.create(out, study, key)
+    folder.record_manifest(roster.manifest)
+    if study.masked:
+        masking = Masking(study, roster.manifest, layout.size, key, folder.keep)
+        roster, progress = rounds.mask(grid, study, roster, masking, progress)
+    kept = record(progress, roster, started, key)
+    folder.record_round(progress.lines, progress.state, roster.manifest, layout, kept)
+    return Taken(roster=roster, folder=folder, progress=progress, begun=(), started=started)
 
 
 def _initial_weights(study: Study, seeded: Vector, layout: Layout) -> Vector:

@@ -16,15 +16,24 @@ from strategies.manifest import Manifest
 _FILE = "state.safetensors"
 
 
-def save(folder: Path, state: State, manifest: Manifest) -> None:
-    """Write the state after a round."""
+def save(folder: Path, state: State, manifest: Manifest, record: str = "") -> None:
+    """Write the state after a round, and what else a run needs that is taken up (server/resume.py)."""
     arrays = {"weights": state.weights, **{f"memory/{name}": vector for name, vector in state.memory.items()}}
-    facts = {"round": str(state.round), "manifest": manifest.to_json()}
+    facts = {"round": str(state.round), "manifest": manifest.to_json(), "record": record}
     write_whole(folder / _FILE, safetensors.numpy.save(arrays, metadata=facts))
 
 
 def load(folder: Path) -> tuple[State, Manifest]:
     """Read the state of the last finished round.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    return load_with_record(folder)[:2]
+
+
+def load_with_record(folder: Path) -> tuple[State, Manifest, str]:
+    """Read the state of the last finished round and the record that was saved with it.
 
     Raises:
         RunError: there is none, or it cannot be read.
@@ -36,7 +45,7 @@ def load(folder: Path) -> tuple[State, Manifest]:
         arrays = safetensors.numpy.load(payload)
         memory = {name.removeprefix("memory/"): array for name, array in arrays.items() if name.startswith("memory/")}
         state = State(weights=arrays["weights"], round=int(facts["round"]), memory=memory)
-        return state, Manifest.from_json(facts["manifest"])
+        return state, Manifest.from_json(facts["manifest"]), str(facts.get("record", ""))
     except (OSError, ValueError, KeyError, TypeError, ProtocolError, safetensors.SafetensorError) as error:
         raise RunError(f"{folder} holds no readable checkpoint ({type(error).__name__})") from None
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 import typer
 
-from strategies.command import guarded, not_built
+from server.commands import running, setup, studies
+from strategies.command import guarded
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -13,34 +17,24 @@ app = typer.Typer(
     help="Coordinate a federated study.",
     epilog="Example: fedsilo-server describe study.toml",
 )
-_LATER = {
-    "init": "Make a coordinator: certificates, config, empty roster.",
-    "enrol": "Add a silo to the roster.",
-    "up": "Start the coordinator.",
-    "run": "Run a study over the enrolled silos.",
-    "describe": "Say what a study would do.",
-    "status": "Show runs and silos.",
-    "stop": "Stop a run or the coordinator.",
-    "resume": "Take an interrupted run up again.",
-    "report": "Write a run's report.",
+_COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "init": (setup.init, "init coordinator --host fed.example.org"),
+    "up": (running.up, "up --server coordinator"),
+    "stop": (running.stop, "stop --server coordinator"),
+    "describe": (studies.describe, "describe study.toml"),
+    "run": (studies.run, "run study.toml --server coordinator"),
+    "resume": (studies.resume, "resume breast-cancer-20260131-120000 --server coordinator"),
+    "status": (studies.status, "status --server coordinator"),
+    "report": (studies.report, "report breast-cancer-20260131-120000 --server coordinator"),
+    "enrol": (setup.enrol, "enrol north.request.json --server coordinator"),
 }
 
 
-def _later(name: str, summary: str) -> None:
-    @app.command(
-        name,
-        help=f"{summary} (not built yet)",
-        add_help_option=True,
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )
-    def command() -> None:
-        raise not_built(f"fedsilo-server {name}", "deployment")
-
-
-for _name, _summary in _LATER.items():
-    _later(_name, _summary)
+for _command, (_function, _example) in _COMMANDS.items():
+    app.command(_command, epilog=f"Example: fedsilo-server {_example}")(_function)
 
 
 def main() -> None:
     """Entry point of `fedsilo-server`."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     raise SystemExit(guarded(app))

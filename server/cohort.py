@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -42,6 +42,12 @@ def wait_for_nodes(grid: Grid, least: int, timeout_s: float) -> list[int]:
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
     return nodes
+
+
+def enrolled_name(grid: Grid, node: int) -> str | None:
+    """Return the name under which the roster has a node, or None where there is no roster (in a simulation)."""
+    name_of: Callable[[int], str] | None = getattr(grid, "name_of", None)
+    return name_of(node) if name_of is not None else None
 
 
 def select(silos: Sequence[str], *, fraction: float, least: int, seed: int, round: int) -> list[str]:

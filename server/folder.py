@@ -70,11 +70,11 @@ class RunFolder:
         checkpoint.write_whole(self.path / "metrics.jsonl", text.encode())
 
     def record_round(
-        self, lines: Sequence[Mapping[str, Any]], state: State, manifest: Manifest, layout: Layout
+        self, lines: Sequence[Mapping[str, Any]], state: State, manifest: Manifest, layout: Layout, record: str = ""
     ) -> None:
-        """Write the lines so far and save the state that the last one speaks of."""
+        """Write the lines so far and save the state that the last one speaks of, with what a resumed run needs."""
         self.record_lines(lines)
-        checkpoint.save(self.path / "checkpoint", state, manifest)
+        checkpoint.save(self.path / "checkpoint", state, manifest, record)
         checkpoint.save_model(self.path / "model.safetensors", layout, state.weights)
 
     def record_statement(self, silo: str, statement: str, ledger: str) -> None:

@@ -64,6 +64,16 @@ class Masking:
         self._session = ServerSession(setup_of(study, manifest, parameters), key, members_of(manifest))
         self._records: dict[str, bytes] = {}  # by silo: of the last sum that its vector is in
 
+    @classmethod
+    def restored(
+        cls, study: Study, manifest: Manifest, parameters: int, key: Ed25519PrivateKey, keep: Keep, snapshot: bytes
+    ) -> Masking:
+        """Go on after a restart; a sum that was under way is given up, its number stays used."""
+        found = cls(study, manifest, parameters, key, keep)
+        members = members_of(manifest)
+        found._session = ServerSession.restore(setup_of(study, manifest, parameters), key, members, snapshot)
+        return found
+
     @property
     def seated(self) -> tuple[str, ...]:
         """Silos that have a key in this run, sorted."""

@@ -111,6 +111,10 @@ def invite(grid: Grid, study: Study, run: str, layout: Layout, witness: Witness 
         if isinstance(reply, wire.Accept):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", reply.silo):  # it becomes a file's name
                 raise ProtocolError(f"a node calls itself silo {reply.silo[:64]!r}; a name has letters, digits and ._-")
+            if cohort.enrolled_name(grid, node) not in (None, reply.silo):
+                log.warning("a silo of the roster calls itself '%s', which is another's name", reply.silo)
+                refusals[node] = RefusalCode.PROTOCOL
+                continue
             if reply.silo in accepted:
                 raise RunError(f"two nodes call themselves silo '{reply.silo}'; names must be distinct")
             if not (math.isfinite(reply.weight) and reply.weight > 0):
@@ -165,10 +169,16 @@ def mask(grid: Grid, study: Study, roster: Roster, masking: Masking, progress: P
     return replace(roster, masking=masking), replace(progress, excluded={**progress.excluded, **masking.refused})
 
 
-def choose(study: Study, roster: Roster, progress: Progress) -> tuple[list[str], Progress]:
+def choose(study: Study, roster: Roster, progress: Progress, begun: Collection[str] = ()) -> tuple[list[str], Progress]:
     """Return the next round's cohort, and the progress in which it is charged.
 
     The charge comes before the request: a round that breaks off may have released what it asked for.
+
+    Args:
+        study: the agreed study.
+        roster: the silos of the run.
+        progress: the run so far.
+        begun: silos that were asked for this round before the run broke off; they are charged once, chosen or not.
 
     Raises:
         RunError: too few silos are left to select from.
@@ -187,7 +197,7 @@ def choose(study: Study, roster: Roster, progress: Progress) -> tuple[list[str],
         seed=study.file.study.seed,
         round=len(progress.lines) + 1,
     )
-    asked = {**progress.asked, **{silo: progress.asked.get(silo, 0) + 1 for silo in chosen}}
+    asked = {**progress.asked, **{silo: progress.asked.get(silo, 0) + 1 for silo in {*chosen, *begun}}}
     return chosen, replace(progress, asked=asked)
 
 

@@ -107,6 +107,10 @@ class Witness:
                 file.write(receipt.to_bytes() + b"\n")
         return True
 
+    def recall(self, ledger_id: str) -> None:
+        """Read what was kept of the ledger of a silo that joined before."""
+        self._learn(ledger_id)
+
     def _learn(self, ledger_id: str) -> None:
         """Read what was kept of a ledger in earlier runs; a last line that was not finished counts for nothing."""
         if self._folder is None or ledger_id in self._seen or not self._path(ledger_id).exists():

@@ -177,8 +177,6 @@ def test_wrong_usage_exits_2(tmp_path: Path, run: Run, arguments: tuple[str, ...
     ("command", "subcommands"),
     [
         ("fedsilo-simulate", "audit"),
-        ("fedsilo-server", "init enrol up run describe status stop resume report"),
-        ("fedsilo-silo", "enrol up stop"),
     ],
 )
 def test_what_is_not_built_yet_says_so(tmp_path: Path, run: Run, command: str, subcommands: str) -> None:

@@ -18,12 +18,19 @@ ORDER = ("strategies", "client", "server", "simulations")
 FILES = [path for package in ORDER for path in sorted((ROOT / package).rglob("*.py"))]
 FLOWER_FILES = {
     "strategies/wire.py",
+    "strategies/sealed.py",
     "client/app.py",
     "client/node.py",
+    "client/fleet.py",
+    "client/worker.py",
     "server/app.py",
     "server/rounds.py",
     "server/cohort.py",
     "server/superlink.py",
+    "server/fleet.py",
+    "server/envelopes.py",
+    "server/resume.py",
+    "server/deployed.py",
     "simulations/bench/secagg.py",
 }
 FORBIDDEN = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")

@@ -164,12 +164,15 @@ def _forecast(row: dict[str, Any], planned: Study) -> str:
 
 
 def status(silo: SiloFolder = None, as_json: Json = False) -> None:
-    """Show the runs, their last replies, and all that left this silo."""
+    """Show the node, the runs, their last replies, and all that left this silo."""
+    from client.running import state_of
+
     found = open_silo(silo)
     left = _left(found.folder / "egress.jsonl")
     with found.ledger() as ledger:
         facts = {
             "silo": found.name,
+            "node": state_of(found.folder),
             "frozen": ledger.frozen,
             "runs": _runs(ledger),
             "left": left["fields"],
@@ -181,6 +184,10 @@ def status(silo: SiloFolder = None, as_json: Json = False) -> None:
         print(json.dumps(facts))
         return
     shown = console()
+    node = facts["node"]
+    shown.print(f"node {node['state']}" + (f" since {node['since']}" if "since" in node else ""), soft_wrap=True)
+    if "why" in node.get("facts", {}):
+        shown.print(f"[yellow]{node['facts']['why']}[/]", soft_wrap=True)
     if facts["frozen"]:
         shown.print(f"[bold red]the ledger is frozen: {facts['frozen']}[/]", soft_wrap=True)
     if not facts["runs"]:

@@ -261,11 +261,18 @@ def _connection(silo: Silo) -> Iterator[Line]:
         yield Line(what="server", state="note", detail="silo.toml names none")
         return
 
+    from client.enrolment import FOLDER, enrolment
+    from client.trust import trust_of
+
     def reach() -> str:
         host, _, port = server.split("//")[-1].rstrip("/").rpartition(":")
         host, port = (host, port) if host and port.isdigit() else (server.split("//")[-1].rstrip("/"), str(_PORT))
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).close()
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S) as plain:
+                if (silo.folder / FOLDER / "answer.json").exists():
+                    trust = trust_of(enrolment(silo.folder).answer.authority)
+                    trust.wrap_socket(plain, server_hostname=host.strip("[]")).close()
+                    return f"{server} answers, with a certificate of the pinned authority"
         except (OSError, OverflowError) as error:
             raise _WrongError(
                 f"server = '{server}' does not answer ({error}); check the address and that the firewall lets this "

@@ -1,0 +1,134 @@
+"""What a silo has pinned of its coordinator, and the roster that it knows.
+
+    coordinator/answer.json  coordinator/roster.jsonl      (folder mode 0700)
+
+The answer is as its two readers have compared it, and is replaced by another comparison alone. The roster is the
+answer's, or a longer one that the coordinator's key has signed since; it never gets shorter.
+
+Guarantees: `require_enrolled` lets no manifest through that names a silo, a key or a ledger beside the roster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.keys import check_folder, read_pin, read_private, write_private
+from client.silo import Silo, replace_file
+from strategies.enrolment import Answer, read_answer
+from strategies.errors import ProtocolError, SettingError, VerificationError
+from strategies.manifest import Manifest
+from strategies.roster import Member, Roster, read_roster
+
+FOLDER = "coordinator"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enrolment:
+    """A silo's side of the consortium.
+
+    Args:
+        folder: where it is kept.
+        answer: what was pinned.
+        roster: as new as it is known here.
+        member: this silo in it.
+    """
+
+    folder: Path
+    answer: Answer
+    roster: Roster
+    member: Member
+
+    def known(self) -> frozenset[str]:
+        """Return the hashes of this roster and of all that it has grown from."""
+        return frozenset(hashlib.sha256(line).hexdigest() for line in self.roster.text.split(b"\n")[:-1])
+
+    def learn(self, text: bytes) -> Enrolment:
+        """Return the enrolment with a roster that the coordinator hands out, kept if it is longer.
+
+        Raises:
+            VerificationError: it is not a continuation of the one that is known, or this silo is not in it.
+        """
+        roster = read_roster(text, coordinator=self.answer.coordinator)
+        if not roster.text.startswith(self.roster.text):
+            if self.roster.text.startswith(roster.text):
+                return self  # older, and true as far as it goes
+            raise VerificationError("the roster is not a continuation of the one that is known here")
+        if roster.members.get(self.member.silo) != self.member:
+            raise VerificationError(f"silo '{self.member.silo}' is not in the coordinator's roster any more")
+        if roster.seq > self.roster.seq:
+            replace_file(self.folder / "roster.jsonl", roster.text)
+        return Enrolment(folder=self.folder, answer=self.answer, roster=roster, member=self.member)
+
+
+def install(silo: Silo, answer: Answer, data: bytes, member: Member) -> Enrolment:
+    """Pin an answer that was compared; an answer to a later request replaces the one before.
+
+    Args:
+        silo: whose.
+        answer: as read.
+        data: its bytes.
+        member: this silo's own public keys.
+
+    Raises:
+        SettingError: the answer's roster does not hold this silo with its keys.
+        VerificationError: it is not a continuation of what was pinned.
+    """
+    roster = answer.members()
+    if roster.members.get(member.silo) != member:
+        raise SettingError(f"the answer's roster does not hold silo '{member.silo}' with its keys; ask for it again")
+    folder = silo.folder / FOLDER
+    if (folder / "answer.json").exists():
+        known = enrolment(silo.folder)
+        if known.answer.coordinator != answer.coordinator:
+            raise SettingError(f"{folder} pins another coordinator; move the folder away to change the coordinator")
+        known.learn(answer.roster.encode())
+        replace_file(folder / "answer.json", data)
+    else:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        check_folder(folder)
+        write_private(folder / "answer.json", data)
+        replace_file(folder / "roster.jsonl", answer.roster.encode())
+    return enrolment(silo.folder)
+
+
+def enrolment(silo: Path) -> Enrolment:
+    """Read what a silo has pinned.
+
+    Args:
+        silo: its folder.
+
+    Raises:
+        SettingError: it is enrolled nowhere, or a file is open to others.
+        VerificationError: a file does not hold.
+    """
+    folder = silo / FOLDER
+    if not (folder / "answer.json").exists():
+        raise SettingError(f"{silo} is not enrolled; run fedsilo-silo enrol, and then with --install ANSWER")
+    answer = read_answer(read_private(folder / "answer.json"))
+    roster = read_roster((folder / "roster.jsonl").read_bytes(), coordinator=answer.coordinator)
+    if not roster.text.startswith(answer.roster.encode()):
+        raise VerificationError(f"{folder / 'roster.jsonl'} does not continue the roster of answer.json; put it back")
+    pin = read_pin(silo / "keys")
+    for member in roster.members.values():
+        if (member.ledger_id, member.ledger_key) == (pin.ledger_id, pin.ledger_key):
+            return Enrolment(folder=folder, answer=answer, roster=roster, member=member)
+    raise VerificationError(f"{folder / 'roster.jsonl'} does not hold this silo, or is another silo's")
+
+
+def require_enrolled(manifest: Manifest, silo: Path) -> None:
+    """Raise where a manifest's silos or coordinator are not those of the roster; a silo without one has no say.
+
+    Raises:
+        ProtocolError: a silo, a key or a ledger is not in it.
+    """
+    if not (silo / FOLDER / "answer.json").exists():
+        return
+    known = enrolment(silo)
+    if manifest.coordinator != known.answer.coordinator:
+        raise ProtocolError("the run's coordinator is not the pinned one")
+    for member in manifest.roster:
+        pinned = known.roster.members.get(member.silo)
+        if pinned is None or (pinned.ledger_id, pinned.ledger_key) != (member.ledger_id, member.ledger_key):
+            raise ProtocolError(f"silo '{member.silo}' of the run is not in the roster with this ledger and key")

@@ -1,0 +1,219 @@
+"""A silo's connection to its coordinator: Flower's Fleet API over TLS 1.3 (flwr 1.41; its private names stay here).
+
+Only the pinned authority is trusted, whatever the machine trusts otherwise, and there is no way to connect without TLS.
+Calls are made once: whoever uses this decides when to try again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from flwr.app import Message
+from flwr.app.message.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fab_pb2 import GetFabRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    inflate_object_from_contents,
+    pull_objects,
+    push_objects,
+)
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from client.trust import trust_of
+
+HEARTBEAT_S = 10.0  # the shortest that Flower allows; a node that is gone counts as such after two
+_TIMEOUT_S = 60.0
+_OBJECT_WAIT_S = 120.0
+T = TypeVar("T")
+
+
+class Unreachable(Exception):
+    """The coordinator does not answer, or answers that it cannot just now."""
+
+
+class TurnedAway(Exception):
+    """The coordinator answers and says no.
+
+    Args:
+        status: of HTTP.
+        reason: what it says.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        self.status, self.reason = status, reason
+        super().__init__(f"{status} {reason}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What the coordinator says of a run.
+
+    Args:
+        bundle: SHA-256 of the bundle as it arrived.
+        config: the run config.
+    """
+
+    bundle: str
+    config: Mapping[str, Any]
+
+
+class Connection:
+    """One node's connection.
+
+    Args:
+        address: host:port.
+        authority: certificate of the pinned authority, PEM.
+        key: the node's private key.
+    """
+
+    def __init__(self, address: str, authority: str, key: EllipticCurvePrivateKey) -> None:
+        self._public = public_key_to_bytes(key.public_key())
+        self._client = FleetHttpClient(
+            f"https://{address}",
+            interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
+            verify=trust_of(authority),
+            timeout=_TIMEOUT_S,
+        )
+        self._node = Node()
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._client.close()
+
+    def activate(self) -> int:
+        """Say that the node is there; return its id.
+
+        Raises:
+            Unreachable, TurnedAway: it did not work.
+        """
+        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_S)
+        self._node = Node(node_id=_once(self._client.ActivateNode, request).node_id)
+        return int(self._node.node_id)
+
+    def deactivate(self) -> None:
+        """Say that the node goes."""
+        _once(self._client.DeactivateNode, DeactivateNodeRequest(node_id=self._node.node_id))
+
+    def heartbeat(self) -> None:
+        """Say that the node is still there."""
+        _once(
+            self._client.SendNodeHeartbeat,
+            SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S),
+        )
+
+    def pull(self) -> tuple[Message, ObjectTree] | None:
+        """Return the next message without its content, and the tree of its objects."""
+        found = _once(self._client.PullMessages, PullMessagesRequest(node=self._node))
+        if not found.messages_list:
+            return None
+        return message_from_proto(found.messages_list[0]), found.message_object_trees[0]
+
+    def content(self, message: Message, tree: ObjectTree) -> Message:
+        """Return a pulled message with its content."""
+        facts = message.metadata
+        fetch = make_pull_object_fn_protobuf(lambda r: _once(self._client.PullObject, r), self._node, facts.run_id)
+        try:
+            objects = pull_objects(
+                [each.object_id for each in iterate_object_tree(tree)],
+                fetch,
+                max_time=_OBJECT_WAIT_S,
+                initial_backoff=0.05,
+                backoff_cap=1.0,
+            )
+            whole = cast(Message, inflate_object_from_contents(facts.message_id, objects))
+        except (ObjectPullError, ValueError) as error:
+            raise TurnedAway(0, f"{type(error).__name__}: an object of the message is not to be had") from None
+        whole.metadata.__dict__["_message_id"] = facts.message_id
+        return whole
+
+    def confirm(self, message: Message) -> None:
+        """Say that a message has arrived whole."""
+        make_confirm_message_received_fn_protobuf(
+            lambda r: _once(self._client.ConfirmMessageReceived, r), self._node, message.metadata.run_id
+        )(message.metadata.message_id)
+
+    def run(self, run: int) -> RunFacts:
+        """Return what the coordinator says of a run; its bundle is hashed and thrown away."""
+        found = _once(self._client.GetRun, GetRunRequest(node=self._node, run_id=run)).run
+        request = GetFabRequest(node=self._node, hash_str=found.fab_hash, run_id=run)
+        bundle = _once(self._client.GetFab, request).fab.content
+        config = {key: getattr(value, value.WhichOneof("scalar")) for key, value in found.override_config.items()}
+        return RunFacts(bundle=hashlib.sha256(bundle).hexdigest(), config=config)
+
+    def push(self, reply: Message) -> None:
+        """Send a reply with its objects."""
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            request = PushMessagesRequest(
+                node=self._node,
+                messages_list=[message_to_proto(remove_content_from_message(reply))],
+                message_object_trees=[get_object_tree(reply)],
+                clientapp_runtime_list=[0.0],
+            )
+            answer = _once(self._client.PushMessages, request)
+            send = make_push_object_fn_protobuf(
+                lambda r: _once(self._client.PushObject, r), self._node, reply.metadata.run_id, answer.session_id
+            )
+            try:
+                push_objects(get_all_nested_objects(reply), send, object_ids_to_push=set(answer.objects_to_push))
+            except ObjectPushError:
+                raise TurnedAway(0, "ObjectPushError: the run has ended") from None
+
+
+def to_bytes(message: Message) -> bytes:
+    """Return a message with its content as bytes for the silo's own disk and processes."""
+    return cast(bytes, message_to_proto(message).SerializeToString())
+
+
+def from_bytes(data: bytes) -> Message:
+    """Read what `to_bytes` wrote."""
+    return message_from_proto(MessageProto.FromString(data))
+
+
+def pause(attempt: int, longest_s: float = 10.0) -> float:
+    """Return how long to wait before another attempt: doubling, with jitter, so that silos do not come together."""
+    return min(longest_s, 0.5 * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+
+
+def _once(call: Callable[[Any], Any], request: Any) -> Any:
+    try:
+        return call(request)
+    except httpx.HTTPStatusError as error:
+        status, text = error.response.status_code, error.response.text[:200]
+        if status in (408, 429) or status >= 500:
+            raise Unreachable(f"{status} {text}") from None
+        raise TurnedAway(status, text) from None
+    except httpx.HTTPError as error:
+        raise Unreachable(f"{type(error).__name__}: {error}") from None

@@ -1,0 +1,1 @@
+"""What the subcommands of `fedsilo-server` do; `server/cli.py` names them."""
