@@ -21,7 +21,7 @@ from client import masking
 from client.approval import admit
 from client.data import kinds
 from client.data.records import Records
-from client.enrolment import require_enrolled
+from client.enrolment import require_enrolled, require_known
 from client.ledger import Ledger
 from client.models.base import MODELS, Shape, build, layout_of, load_weights
 from client.silo import Silo
@@ -309,6 +309,7 @@ def agreed(text: str, study: Study, silo: Silo) -> Manifest:
     if manifest.study != study.digest:
         raise ProtocolError("the manifest cites another study than the one that came with the run")
     require_enrolled(manifest, silo.folder)
+    require_known(manifest, study, silo)
     _require_weights(manifest, study, silo)
     if not silo.state(manifest.run).agree(text):
         raise ProtocolError("the manifest is not the one that this run began with")

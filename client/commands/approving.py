@@ -117,6 +117,7 @@ def describe(silo: Silo, study: Study, whole: Admission) -> dict[str, Any]:
         "mechanism": file.privacy.mechanism,
         "warning": warning(study, file.cohort.min_silos),
         "max_colluding": file.secagg.max_colluding,
+        "silos": _known(silo),
         "gate": whole.root.gate,
         "order": whole.root.order,
         "delta": whole.root.delta,
@@ -199,6 +200,7 @@ def _show(facts: dict[str, Any]) -> None:
         ("strategy", f"{facts['strategy']}, {facts['rounds']} rounds"),
         ("leaves each round", "; ".join(facts["releases_per_round"])),
         ("seen by the server", _seen(facts)),
+        *([("in a sum with", ", ".join(facts["silos"]) or "no roster is known here")] if facts["secagg"] else []),
         ("this study, PLD", f"epsilon {_number(epsilon['pld_study'])} at delta {facts['delta']:g}, at worst"),
         ("all to date, PLD", f"epsilon {_number(epsilon['pld_to_date'])} with it"),
         (
@@ -213,6 +215,14 @@ def _show(facts: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*row)
     console().print(table)
+
+
+def _known(silo: Silo) -> list[str]:
+    """Return the silos of the roster as it is known here: with masks, the approval is for sums over these alone."""
+    from client.enrolment import roster_of
+
+    roster = roster_of(silo.folder)
+    return sorted(roster.members) if roster else []
 
 
 def _seen(facts: dict[str, Any]) -> str:
