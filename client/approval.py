@@ -1,9 +1,9 @@
 """What the data-protection officer has approved: `approved/<study digest>.json`, one signed file a study.
 
 An approval names the study's digest, the data root, the policy in force, the silo's ledger and the roster as it is
-known then, and is signed by the officer's key (Ed25519, RFC 8032) over a domain tag and these, in canonical JSON. It says
-nothing of another study, data root, policy or silo, nor (under masks) of silos that joined the roster after it.
-To withdraw one, remove its file.
+known then, and is signed by the officer's key (Ed25519, RFC 8032) over a domain tag and these, in canonical JSON. It
+says nothing of another study, data root, policy or silo, nor (under masks) of silos that joined the roster after it. To
+withdraw one, remove its file.
 
 Guarantees: `admit` is asked with every request of a server. Where the policy asks for approvals, nothing is reserved,
 read or trained for a study without one that holds at that moment.
