@@ -434,7 +434,8 @@ def test_views_and_openings_that_do_not_hold_are_not_counted(world: World) -> No
     one.collect(world.uploads(one, SIX))
     views = asked(world, one)
     good = View.read(views["silo-000"])
-    for wrong in (b"", views["silo-001"], replace(good, signature=bytes(64)).to_bytes(), views["silo-000"] + b"\0"):
+    renamed, unsigned = replace(good, silo="silo-001"), replace(good, signature=bytes(64))
+    for wrong in (b"", views["silo-001"], renamed.to_bytes(), unsigned.to_bytes(), views["silo-000"] + b"\0"):
         assert one.receive({"silo-000": wrong}) == "view" and one._views == {}
     assert one.receive(views) == "open"
     replies = asked(world, one)

@@ -82,10 +82,11 @@ def test_every_pattern_of_lost_silos_gives_the_exact_sum_or_nothing(scaled) -> N
 
 @pytest.mark.parametrize(("silos", "colluding"), [(3, 0), (4, 1)])
 def test_all_patterns_of_small_cohorts(silos: int, colluding: int, full_tier: bool) -> None:
-    """Every subset in every phase; one in 23 of them in the short run."""
+    """Every subset in every phase; some of them in the short run."""
     subsets = [set(s) for size in range(silos + 1) for s in itertools.combinations(range(silos), size)]
     patterns = list(itertools.product(subsets, repeat=3))
-    ends = [play(joined(silos, colluding), *pattern) for pattern in patterns[:: 1 if full_tier else 23]]
+    stride = 1 if full_tier else 5 if silos == 3 else 23
+    ends = [play(joined(silos, colluding), *pattern) for pattern in patterns[::stride]]
     assert {"done", "aborted", "full"} <= set(ends)
 
 
