@@ -158,14 +158,18 @@ class Node:
 
     def _fetched(self, connection: Connection, message: Message, tree: Any) -> Task:
         """Return a message with its content, on disk before the coordinator is told that it has arrived."""
-        run = message.metadata.run_id
-        if run not in self._runs:
-            self._runs[run] = connection.run(run)
+        known = self._know(connection, message.metadata.run_id)
         whole = connection.content(message, tree)
-        task = Task(message=whole, config=dict(self._runs[run].config), sealed=_sealed(whole))
+        task = Task(message=whole, config=dict(known.config), sealed=_sealed(whole))
         self._keep(task)
         connection.confirm(whole)
         return task
+
+    def _know(self, connection: Connection, run: int) -> RunFacts:
+        """Return what the coordinator says of a run, asked once."""
+        if run not in self._runs:
+            self._runs[run] = connection.run(run)
+        return self._runs[run]
 
     def _finish_what_was_begun(self, connection: Connection) -> None:
         """Send the answer, or work on the message, that an earlier process left."""
@@ -174,10 +178,15 @@ class Node:
             self._send(connection, from_bytes(outbox.read_bytes()))  # or learn that nobody waits any more
         elif inbox.exists():
             task = self._kept()
-            if task is not None and task.left_s > 0:
-                self._work(connection, task, again=True)
-            else:
+            if task is None or task.left_s <= 0:
                 inbox.unlink()
+                return
+            try:
+                self._know(connection, task.message.metadata.run_id)
+            except TurnedAway:  # its run has ended meanwhile
+                inbox.unlink()
+                return
+            self._work(connection, task, again=True)
 
     # --- one message ----------------------------------------------------------------------------------------
 
@@ -227,8 +236,8 @@ class Node:
             raise ProtocolError("it carries something else than was signed")
         if order.roster not in self._enrolment.known():
             raise ProtocolError("the roster in force is none that is known here")
-        known = self._runs.get(facts.run_id)
-        if known is not None and known.bundle != self._enrolment.answer.bundle:
+        known = self._runs[facts.run_id]
+        if known.bundle != self._enrolment.answer.bundle:
             raise ProtocolError(f"the bundle {known.bundle[:12]} is not the pinned one")
         name = digest(sealed)
         if name in self._seen and not again:

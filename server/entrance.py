@@ -1,7 +1,7 @@
 """Who knocks: the silo behind a request's headers, each header good for one request.
 
-A node signs the time (ECDSA, P-384, SHA-256) and nothing else of a request. So a signature is accepted within Flower's
-own window, once, and not if it was made before this process began, as what was seen before is not known.
+Headers name a key and carry its signature on the time (ECDSA, P-384, SHA-256). They are accepted within Flower's own
+window, once, and not if they were made before this process began, as what was seen before is not known.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Who was given what: the objects that a silo may fetch, and those that it may send.
 
-Flower keys objects by their hash and asks nobody whose they are. The gateway lets a silo fetch only the objects of
-messages that it was handed, and send only objects of a reply that it announced, one reply to a message. What was
-granted is on disk, so that a gateway that comes back knows it; it is forgotten after a day.
+The gateway lets a silo fetch only the objects of messages that it was handed, and send only objects of a reply that it
+announced, one reply to a message. What was granted is on disk, so that a gateway that comes back knows it; it is
+forgotten after a day.
 """
 
 from __future__ import annotations

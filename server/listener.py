@@ -1,7 +1,6 @@
 """Sockets of the coordinator: TLS 1.3 alone, and connections that must say something soon.
 
-uvicorn waits for ever for a request's headers; here a connection that sends none in time is closed, and one address may
-hold so many connections and no more.
+A connection whose headers are not there in time is closed, and one address may hold so many connections and no more.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 `python -m server.superlink` is `flower-superlink` with two changes. Every call but those of the Runtime API, which has
 its own secret, must carry the loopback secret of this coordinator: registration, control and Fleet calls come from its
-own gateway and commands, whoever else has a shell on the machine. And SQLite waits a minute for a lock instead of five
-seconds, within which a model of a gigabyte is not written.
+own gateway and commands, whoever else has a shell on the machine. And SQLite waits a minute for a
+lock, for the sake of models of a gigabyte.
 """
 
 from __future__ import annotations

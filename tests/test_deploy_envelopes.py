@@ -278,6 +278,24 @@ def test_an_instruction_of_another_coordinator_or_for_another_silo_is_not_worked
     assert world.trained == []
 
 
+def test_an_answer_fits_its_own_instruction_alone(world: World) -> None:
+    kept: list[Message] = []
+
+    def first() -> None:
+        both(world)
+        kept.extend(deepcopy(reply) for reply in world.post.replies[:1])
+
+    def second() -> None:
+        (message,) = world.post.boxes[11]
+        world.post.boxes[11].clear()
+        world.deliver("south")
+        kept[0].metadata.__dict__["_reply_to_message_id"] = message.metadata.message_id
+        world.post.push(kept[0])  # the silo's own, signed, of the round before
+
+    assert set(asked(world, "1", first)) == {11, 12}
+    assert list(asked(world, "2", second)) == [12]
+
+
 def test_nobody_answers_for_another(world: World) -> None:
     def carry() -> None:
         world.deliver("south")

@@ -1,7 +1,7 @@
-"""What the gateway lets through to Flower, and what it does not: each of Flower's open doors is a regression test.
+"""What the gateway lets through to Flower, and what it does not: each way around it that is known is a test.
 
 Behind the gateway stands a Flower of a few lines that counts what reaches it; the real one is behind it in
-test_deploy_walls.py. Oracle of the signatures: cryptography's own signing.
+test_deploy_run.py. Oracle of the signatures: cryptography's own signing.
 """
 
 from __future__ import annotations
