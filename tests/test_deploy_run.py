@@ -46,15 +46,15 @@ POLICY = {
 
 
 @pytest.fixture
-def world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Processes]:
+def world(tmp_path: Path) -> Iterator[Processes]:
     """A coordinator and three silos that run."""
     folder = tmp_path / "world"
     folder.mkdir()
     breast_cancer(folder, NAMES)
-    consortium = found(folder, capsys, NAMES, POLICY)
+    consortium = found(folder, NAMES, POLICY)
     with passphrases(consortium.credentials):
         for name in NAMES:
-            silo(capsys, "register", "ward", "--silo", str(folder / name))
+            silo("register", "ward", "--silo", str(folder / name))
     processes = Processes(consortium)
     try:
         for name in ("server", *NAMES):
@@ -99,7 +99,7 @@ def test_a_coordinator_and_three_silos(
     health_metrics_and_page_say_so(world)
     a_masked_run_shows_the_coordinator_sums_alone(world, capsys)
     a_private_run_survives_a_silos_and_the_servers_death(world, capsys, scaled)
-    a_silo_that_is_removed_takes_no_part(world, capsys)
+    a_silo_that_is_removed_takes_no_part(world)
     everything_stops_and_nothing_is_left(world)
 
 
@@ -312,9 +312,9 @@ def server_app(world: Processes) -> int:
     raise AssertionError("no server's app runs")
 
 
-def a_silo_that_is_removed_takes_no_part(world: Processes, capsys: pytest.CaptureFixture[str]) -> None:
+def a_silo_that_is_removed_takes_no_part(world: Processes) -> None:
     home = Home.open(world.consortium.server)
-    server_(capsys, "enrol", "--server", str(home.folder), "--remove", "silo-3")
+    server_("enrol", "--server", str(home.folder), "--remove", "silo-3")
     until(lambda: len(Control(home).nodes()) == 2)
     until(lambda: "turned away" in node_state(home.folder.parent / "silo-3")["state"])
     until(lambda: '"silo": "-", "call": "activate-node", "status": 403, "reason": "roster"' in audit(home))
