@@ -134,7 +134,7 @@ class Node:
         node: its id.
         key: its P-384 public key, an uncompressed point in hex; empty where it is no such key.
         online: whether it answers.
-        seen: until when it counts as online, seconds since 1970; 0 where it never was.
+        seen: when it was last heard, seconds since 1970; 0 where it never was.
     """
 
     node: int
@@ -186,7 +186,7 @@ class Control:
 
         found = self._call("ListNodes", ListNodesRequest())
         return [
-            Node(node=n.node_id, key=point_of(n.public_key), online=n.status == "online", seen=n.online_until)
+            Node(node=n.node_id, key=point_of(n.public_key), online=n.status == "online", seen=_seen(n))
             for n in found.nodes_info
             if n.status != "unregistered"
         ]
@@ -252,6 +252,11 @@ class Control:
                 raise RunError(
                     f"the SuperLink does not answer ({type(error).__name__}); is fedsilo-server up running?"
                 ) from None
+
+
+def _seen(node: Any) -> float:
+    """Return when a node was last heard: Flower says until when it counts as online, two heartbeats later."""
+    return float(node.online_until - 2 * node.heartbeat_interval) if node.online_until else 0.0
 
 
 @dataclass(frozen=True)

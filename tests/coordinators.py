@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
+import typer
 from sites import credentials, rewrite
 
 import client.cli
@@ -60,28 +62,26 @@ def passphrases(folder: Path) -> Iterator[None]:
         yield
 
 
-def silo(capsys: object, *words: str) -> dict[str, object]:
+def silo(*words: str) -> dict[str, object]:
     """Type a command of a silo and return the object that it prints."""
-    return _typed(capsys, client.cli.app, words)
+    return _typed(client.cli.app, words)
 
 
-def server_(capsys: object, *words: str) -> dict[str, object]:
+def server_(*words: str) -> dict[str, object]:
     """Type a command of the coordinator and return the object that it prints."""
-    return _typed(capsys, server.cli.app, words)
+    return _typed(server.cli.app, words)
 
 
-def _typed(capsys: object, app: object, words: Sequence[str]) -> dict[str, object]:
-    capsys.readouterr()  # type: ignore[attr-defined]
-    code = guarded(app, arguments=[*words, "--json"])  # type: ignore[arg-type]
-    out, err = capsys.readouterr()  # type: ignore[attr-defined]
-    assert code == 0, out + err
-    found: dict[str, object] = json.loads(out)
-    return found
+def _typed(app: typer.Typer, words: Sequence[str]) -> dict[str, object]:
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = guarded(app, arguments=[*words, "--json"])
+    assert code == 0, out.getvalue() + err.getvalue()
+    printed: dict[str, object] = json.loads(out.getvalue())
+    return printed
 
 
 def found(
     folder: Path,
-    capsys: object,
     names: Sequence[str] = ("east", "north", "south"),
     policy: Mapping[str, str] | None = None,
 ) -> Consortium:
@@ -89,25 +89,31 @@ def found(
 
     Args:
         folder: where they go.
-        capsys: pytest's.
         names: of the silos.
         policy: texts of policy.toml to be replaced.
     """
     words, port = credentials(folder / "credentials"), free_ports(4)
     home = folder / "coordinator"
-    server_(capsys, "init", str(home), "--host", "127.0.0.1", "--listen", "127.0.0.1", "--port", str(port))
+    server_("init", str(home), "--host", "127.0.0.1", "--listen", "127.0.0.1", "--port", str(port))
     with passphrases(words):
         for name in names:
             place = next(folder.glob(f"{name}.[cp]*"), folder / f"{name}.csv")
             own = ("--silo", str(folder / name))
-            silo(capsys, "init", str(folder / name), "--data", f"ward={place}", "--allow-volatile")
+            silo("init", str(folder / name), "--data", f"ward={place}", "--allow-volatile")
             for old, new in (policy or {}).items():
                 rewrite(folder / name / "policy.toml", old, new)
-            asked = silo(capsys, "enrol", *own, "--out", str(folder / f"{name}.request.json"))
+            asked = silo("enrol", *own, "--out", str(folder / f"{name}.request.json"))
             words_read = ("--server", str(home), "--fingerprint", str(asked["fingerprint"]))
-            answer = server_(capsys, "enrol", str(asked["request"]), *words_read)
-            silo(capsys, "enrol", *own, "--install", str(answer["answer"]), "--fingerprint", str(answer["fingerprint"]))
+            answer = server_("enrol", str(asked["request"]), *words_read)
+            silo("enrol", *own, "--install", str(answer["answer"]), "--fingerprint", str(answer["fingerprint"]))
     return Consortium(server=home, silos=tuple(folder / name for name in names), credentials=words, port=port)
+
+
+def copied(made: Consortium, folder: Path) -> Consortium:
+    """A copy of a consortium, for a test of its own: making one takes a second."""
+    shutil.copytree(made.server.parent, folder, dirs_exist_ok=True)
+    silos = tuple(folder / path.name for path in made.silos)
+    return replace(made, server=folder / made.server.name, silos=silos, credentials=folder / made.credentials.name)
 
 
 class Processes:

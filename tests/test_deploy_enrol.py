@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from coordinators import Consortium, found, passphrases, server_, silo
+from coordinators import Consortium, copied, found, passphrases, server_, silo
 from cryptography import x509
 from sites import TEXT
 
@@ -32,9 +32,14 @@ from strategies.spec import Registries
 from strategies.study import Study, override
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Consortium:
+    return found(tmp_path_factory.mktemp("made"), ("north", "south"))
+
+
 @pytest.fixture
-def consortium(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Consortium:
-    return found(tmp_path, capsys, ("north", "south"))
+def consortium(tmp_path: Path, made: Consortium) -> Consortium:
+    return copied(made, tmp_path)
 
 
 def test_a_coordinator_and_two_silos_know_each_other(consortium: Consortium) -> None:
@@ -107,11 +112,11 @@ def test_a_second_coordinator_cannot_take_a_silo_over(
     consortium: Consortium, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
-    server_(capsys, "init", str(other), "--host", "127.0.0.1")
+    server_("init", str(other), "--host", "127.0.0.1")
     request = tmp_path / "north.request.json"
     read = fingerprint(request.read_bytes())
     out = tmp_path / "other.json"
-    answer = server_(capsys, "enrol", str(request), "--server", str(other), "--fingerprint", read, "--out", str(out))
+    answer = server_("enrol", str(request), "--server", str(other), "--fingerprint", read, "--out", str(out))
     words = ["enrol", "--silo", str(consortium.silos[0]), "--install", str(out)]
     with passphrases(consortium.credentials):
         assert guarded(client.cli.app, arguments=[*words, "--fingerprint", str(answer["fingerprint"])]) == 2
@@ -122,7 +127,7 @@ def test_a_removed_silo_is_told_so_and_cannot_come_back(
     consortium: Consortium, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = str(consortium.server)
-    server_(capsys, "enrol", "--server", home, "--remove", "north", "--reason", "left")
+    server_("enrol", "--server", home, "--remove", "north", "--reason", "left")
     roster = Home.open(consortium.server).roster()
     assert sorted(roster.members) == ["south"]
     with pytest.raises(VerificationError, match="not in the coordinator's roster any more"):
@@ -197,10 +202,8 @@ def test_the_bundle_is_the_same_bytes_everywhere_and_holds_no_code() -> None:
         assert archive.namelist() == ["pyproject.toml", ".info/CONTENT"]
 
 
-def test_json_prints_one_object(consortium: Consortium, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_prints_one_object(consortium: Consortium) -> None:
     with passphrases(consortium.credentials):
-        facts = silo(
-            capsys, "enrol", "--silo", str(consortium.silos[0]), "--out", str(consortium.server / "again.json")
-        )
+        facts = silo("enrol", "--silo", str(consortium.silos[0]), "--out", str(consortium.server / "again.json"))
     assert set(facts) == {"silo", "request", "fingerprint"}
     assert json.loads((consortium.server / "again.json").read_text())["request"]["member"]["silo"] == "north"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from coordinators import Consortium, found, server_
+from coordinators import Consortium, copied, found, server_
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
@@ -157,10 +157,15 @@ class World:
             self.post.boxes[number].clear()
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Consortium:
+    return found(tmp_path_factory.mktemp("made"), ("north", "south"))
+
+
 @pytest.fixture
-def world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> World:
+def world(tmp_path: Path, made: Consortium) -> World:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 1
-    consortium = found(tmp_path, capsys, ("north", "south"))
+    consortium = copied(made, tmp_path)
     home = Home.open(consortium.server)
     roster = home.roster()
     post = Post({11: pem_of(roster.members["north"].transport_key), 12: pem_of(roster.members["south"].transport_key)})
@@ -360,10 +365,10 @@ def test_a_bundle_that_is_not_the_pinned_one_is_not_worked_for(world: World) -> 
     assert isinstance(replies[11], wire.Refused) and world.trained == ["south 1"]
 
 
-def test_a_split_roster_stops_the_run(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_split_roster_stops_the_run(world: World) -> None:
     home = Home.open(world.consortium.server)
     whole = home.roster_path.read_bytes()
-    server_(capsys, "enrol", "--server", str(home.folder), "--remove", "south")
+    server_("enrol", "--server", str(home.folder), "--remove", "south")
     one = SignedGrid(world.post, home.roster(), home.key())  # type: ignore[arg-type]
     one.know({"north": 11})
     ask(one, {11: wire.Attest(manifest="{}", heads="{}")}, group="1", timeout_s=0.01)

@@ -25,8 +25,8 @@ CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture
-def home(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Home:
-    consortium: Consortium = found(tmp_path, capsys, ("north", "south"))
+def home(tmp_path: Path) -> Home:
+    consortium: Consortium = found(tmp_path, ("north", "south"))
     made = Home.open(consortium.server)
     folder = made.runs / "cardiology-20260131-120000"
     folder.mkdir(parents=True)

@@ -46,15 +46,15 @@ POLICY = {
 
 
 @pytest.fixture
-def world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Processes]:
+def world(tmp_path: Path) -> Iterator[Processes]:
     """A coordinator and three silos that run."""
     folder = tmp_path / "world"
     folder.mkdir()
     breast_cancer(folder, NAMES)
-    consortium = found(folder, capsys, NAMES, POLICY)
+    consortium = found(folder, NAMES, POLICY)
     with passphrases(consortium.credentials):
         for name in NAMES:
-            silo(capsys, "register", "ward", "--silo", str(folder / name))
+            silo("register", "ward", "--silo", str(folder / name))
     processes = Processes(consortium)
     try:
         for name in ("server", *NAMES):
@@ -97,8 +97,9 @@ def test_a_coordinator_and_three_silos(
     the_walls_hold(world, scaled)
     the_model_is_the_inline_engines_bit_for_bit(world, tmp_path)
     health_metrics_and_page_say_so(world)
+    a_masked_run_shows_the_coordinator_sums_alone(world, capsys)
     a_private_run_survives_a_silos_and_the_servers_death(world, capsys, scaled)
-    a_silo_that_is_removed_takes_no_part(world, capsys)
+    a_silo_that_is_removed_takes_no_part(world)
     everything_stops_and_nothing_is_left(world)
 
 
@@ -235,6 +236,32 @@ def healthy(port: int) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+def a_masked_run_shows_the_coordinator_sums_alone(world: Processes, capsys: pytest.CaptureFixture[str]) -> None:
+    study = study_of(world, "masked", study__rounds=1, secagg__enabled=True)
+    done = world.type("run", str(study), "--json")
+    assert done.returncode == 0, done.stderr + logs(world.consortium)
+    folder = Path(json.loads(done.stdout)["run"])
+    assert [json.loads(line)["aggregated"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [True]
+    left = (world.consortium.server.parent / "silo-1" / "egress.jsonl").read_text()
+    of_run = [
+        json.loads(line) for line in left.splitlines() if json.loads(line)["run"] == report_of(folder)["run"]["id"]
+    ]
+    fields = {line["field"] for line in of_run}
+    assert "MaskedUpdate.upload" in fields and "Update.update" not in fields
+    verified(world, folder, capsys)
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return found
+
+
+def verified(world: Processes, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    arguments = ["check", str(folder), "--pin", str(world.consortium.server / "roster.jsonl")]
+    assert guarded(verify, arguments=arguments) == 0, capsys.readouterr()
+
+
 def a_private_run_survives_a_silos_and_the_servers_death(
     world: Processes, capsys: pytest.CaptureFixture[str], scaled: Callable[..., int]
 ) -> None:
@@ -267,9 +294,7 @@ def a_private_run_survives_a_silos_and_the_servers_death(
             assert len(of_kind) == len(set(of_kind)), f"{name}: {kinds}"
         (stated,) = (row for row in report["silos"] if row["name"] == name)
         assert stated["rounds"] >= sum(kind == "release" for kind, _ in kinds), "no spend is lost"
-    capsys.readouterr()
-    arguments = ["check", str(folder), "--pin", str(consortium.server / "roster.jsonl")]
-    assert guarded(verify, arguments=arguments) == 0, capsys.readouterr()
+    verified(world, folder, capsys)
     again = world.type("resume", str(folder))
     assert again.returncode == 1 and "is complete" in again.stderr
 
@@ -287,9 +312,9 @@ def server_app(world: Processes) -> int:
     raise AssertionError("no server's app runs")
 
 
-def a_silo_that_is_removed_takes_no_part(world: Processes, capsys: pytest.CaptureFixture[str]) -> None:
+def a_silo_that_is_removed_takes_no_part(world: Processes) -> None:
     home = Home.open(world.consortium.server)
-    server_(capsys, "enrol", "--server", str(home.folder), "--remove", "silo-3")
+    server_("enrol", "--server", str(home.folder), "--remove", "silo-3")
     until(lambda: len(Control(home).nodes()) == 2)
     until(lambda: "turned away" in node_state(home.folder.parent / "silo-3")["state"])
     until(lambda: '"silo": "-", "call": "activate-node", "status": 403, "reason": "roster"' in audit(home))
