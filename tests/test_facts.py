@@ -334,6 +334,20 @@ def test_trust_audit_tuning_and_what_would_void_are_stated() -> None:
     }
 
 
+def test_a_masked_run_states_the_rules_of_its_masks_and_no_loss_for_exact_sums() -> None:
+    found = facts(study(MASKED))
+    masks = found["secure_aggregation"]
+    assert (masks["enabled"], masks["min_silos"], masks["max_colluding"], masks["silos"]) == (True, 3, 1, 2)
+    assert masks["threshold"] == 2 and len(masks["rules"]) == 64
+    assert [step["name"] for step in found["steps"]] == ["model updates"]
+    assert {"kind": "summed", "what": "metric counts of the held-out units", "silos": 3, "times": 4} in found["silos"][
+        0
+    ]["events"]
+    assert found["silos"][0]["epsilon"] == facts(study())["silos"][0]["epsilon"]
+    assert any("no epsilon covers the held-out units" in line for line in found["unprotected"])
+    assert "of 2 silos, with the coordinator" in render(found)
+
+
 def test_the_registrys_entry_is_the_facts() -> None:
     found = facts(study())
     entry = yaml.safe_load(registry_of_run(found))

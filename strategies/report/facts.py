@@ -15,11 +15,12 @@ from strategies import wire
 from strategies.counts import CountLayout
 from strategies.manifest import Manifest
 from strategies.privacy.accountant import epsilon
-from strategies.privacy.events import Event, merge, to_json
+from strategies.privacy.events import Event, Gaussian, merge, to_json
 from strategies.privacy.silo_level import noise_on_mean, silo_epsilon, silos_a_round, warning
 from strategies.report import declared
 from strategies.report.guarantee import guarantee, odds, part_of_total, tier
 from strategies.sections import Mechanism
+from strategies.secagg.plan import setup_of
 from strategies.study import Study
 
 FORMAT = "fedsilo-report/1"
@@ -78,7 +79,7 @@ def report_facts(
         "releases": _releases(study),
         "unprotected": _unprotected(study),
         "not_covered": _not_covered(study),
-        **_stated(study),
+        **_stated(study, manifest, parameters),
         "accuracy_interval": None,
         "baselines": None,
     }
@@ -110,7 +111,7 @@ def _trained(study: Study) -> dict[str, Any]:
     }
 
 
-def _stated(study: Study) -> dict[str, Any]:
+def _stated(study: Study, manifest: Manifest, parameters: int) -> dict[str, Any]:
     """What has to be said beside the numbers."""
     masked = study.file.secagg.enabled
     return {
@@ -123,9 +124,21 @@ def _stated(study: Study) -> dict[str, Any]:
             if masked
             else "no masks, so there is no transcript; what protects an update is its noise",
             "min_silos": study.file.cohort.min_silos,
+            **(_masks(study, manifest, parameters) if masked else {}),
         },
         "void": list(declared.VOID) if study.private else [],
         "support": declared.SUPPORT,
+    }
+
+
+def _masks(study: Study, manifest: Manifest, parameters: int) -> dict[str, Any]:
+    """The rules of the run's masks; who was in each sum stands with the rounds."""
+    rules = setup_of(study, manifest, parameters)
+    return {
+        "max_colluding": rules.max_colluding,
+        "silos": rules.silos,
+        "threshold": rules.threshold(rules.silos),
+        "rules": rules.digest().hex(),
     }
 
 
@@ -236,8 +249,8 @@ def _worst(study: Study, silos: Mapping[str, Mapping[str, Any]]) -> dict[str, An
 def _steps(study: Study, silos: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The worst silo's epsilon built up by kind of release, by PLD."""
     events = _worst_events(study, silos) if study.private else ()
-    counts = [event for event in events if event in study.count_events()]
-    training = [event for event in events if event not in counts]
+    counts = [event for event in events if event in study.count_events() and isinstance(event, Gaussian)]
+    training = [event for event in events if event not in study.count_events()]
     parts, before, so_far = [], 0.0, list[Event]()
     for name, some in (("model updates", training), ("metric counts", counts)):
         if some:

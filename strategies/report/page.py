@@ -270,7 +270,19 @@ def _composition(facts: Facts, silos: Sequence[SiloEntry], private: bool) -> lis
 
 def _secure(facts: Facts) -> list[dict[str, str]]:
     evidence = facts["secure_aggregation"]
+    masks = []
+    if evidence["enabled"]:
+        masks = [
+            row("May collude", evidence["max_colluding"], f"of {evidence['silos']} silos, with the coordinator"),
+            row(
+                "Threshold",
+                evidence["threshold"],
+                "shares that open a mask, and signatures that say who is in a sum of all of them",
+            ),
+            row("Rules", evidence["rules"][:16], "SHA-256 of what each silo has derived itself and joined"),
+        ]
     return [
         row("Secure aggregation", "on" if evidence["enabled"] else "off", evidence["evidence"]),
+        *masks,
         row("Smallest cohort", evidence["min_silos"], "a round with fewer updates leaves the model as it was"),
     ]
