@@ -19,8 +19,8 @@ from strategies.privacy.events import Event, Gaussian, merge, to_json
 from strategies.privacy.silo_level import noise_on_mean, silo_epsilon, silos_a_round, warning
 from strategies.report import declared
 from strategies.report.guarantee import guarantee, odds, part_of_total, tier
-from strategies.sections import Mechanism
 from strategies.secagg.plan import setup_of
+from strategies.sections import Mechanism
 from strategies.study import Study
 
 FORMAT = "fedsilo-report/1"
