@@ -1,8 +1,9 @@
 """What the data-protection officer has approved: `approved/<study digest>.json`, one signed file a study.
 
-An approval names the study's digest, the data root, the policy in force and the silo's ledger, and is signed by the
-officer's key (Ed25519, RFC 8032) over a domain tag and these, in canonical JSON. It says nothing of another study, data
-root, policy or silo. To withdraw one, remove its file.
+An approval names the study's digest, the data root, the policy in force, the silo's ledger and the roster as it is
+known then, and is signed by the officer's key (Ed25519, RFC 8032) over a domain tag and these, in canonical JSON. It
+says nothing of another study, data root, policy or silo, nor (under masks) of silos that joined the roster after it. To
+withdraw one, remove its file.
 
 Guarantees: `admit` is asked with every request of a server. Where the policy asks for approvals, nothing is reserved,
 read or trained for a study without one that holds at that moment.
@@ -19,14 +20,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from strategies.errors import Refusal, RefusalCode, VerificationError
 from strategies.proof.canonical import dump, load
-from strategies.proof.entries import is_hex, public_hex, signed_by
+from strategies.proof.entries import ZERO, is_hex, public_hex, signed_by
 from strategies.study import Study
 
 if TYPE_CHECKING:
     from client.silo import Silo
 
 _DOMAIN = b"fedsilo/approval/1\0"
-_FIELDS = {"version", "ledger_id", "study", "data_root", "policy", "time"}
+_FIELDS = {"version", "ledger_id", "study", "data_root", "policy", "roster", "time"}
 _LARGEST_BYTES = 65536
 
 
@@ -39,6 +40,7 @@ class Approval:
         study: the study's digest.
         data_root: the data set that it may read.
         policy: SHA-256 of the policy under which it was approved.
+        roster: hash of the last line of the roster that was known then; 64 zeros where the silo is enrolled nowhere.
         time: UTC, for people.
     """
 
@@ -46,6 +48,7 @@ class Approval:
     study: str
     data_root: str
     policy: str
+    roster: str
     time: str
     version: int = 1
 
@@ -67,7 +70,7 @@ def read_approval(data: bytes, officer: str) -> Approval:
         raise VerificationError("it is no signed approval")
     fields = value["approval"]
     sound = isinstance(fields, dict) and fields.keys() == _FIELDS and fields["version"] == 1
-    sound = sound and all(is_hex(fields[name]) for name in ("ledger_id", "study", "policy"))
+    sound = sound and all(is_hex(fields[name]) for name in ("ledger_id", "study", "policy", "roster"))
     sound = sound and all(type(fields[name]) is str for name in ("data_root", "time"))
     if not sound or type(fields["version"]) is not int or not is_hex(value["signature"], 128):
         raise VerificationError("it has other fields or values than an approval")
@@ -90,6 +93,7 @@ def approve(silo: Silo, study: Study, officer: Ed25519PrivateKey) -> Path:
         Refusal: the policy does not allow the study, or the key is not the officer's (`approval`).
         LedgerError, SettingError: the ledger cannot be read.
     """
+    from client.enrolment import roster_of
     from client.silo import replace_file
 
     root = silo.root()[0]
@@ -99,8 +103,14 @@ def approve(silo: Silo, study: Study, officer: Ed25519PrivateKey) -> Path:
     if public_hex(officer) != key:
         raise Refusal(RefusalCode.APPROVAL, "keys/officer.pem is not the officer's key that the ledger names")
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    roster = roster_of(silo.folder)
     approval = Approval(
-        ledger_id=pins.ledger_id, study=study.digest, data_root=root, policy=silo.policy.sha256, time=now
+        ledger_id=pins.ledger_id,
+        study=study.digest,
+        data_root=root,
+        policy=silo.policy.sha256,
+        roster=roster.hash if roster else ZERO,
+        time=now,
     )
     path = path_of(silo, study.digest)
     replace_file(path, approval.signed(officer))
@@ -139,7 +149,20 @@ def admit(silo: Silo, study: Study) -> None:
         _require_approval(silo, study, ledger_id=pins.ledger_id, officer=officer)
 
 
-def _require_approval(silo: Silo, study: Study, *, ledger_id: str, officer: str) -> None:
+def approved_roster(silo: Silo, study: Study) -> str | None:
+    """Return the hash of the roster under which a study is approved; None where the policy asks for no approval.
+
+    Raises:
+        Refusal: there is no approval that holds.
+        LedgerError, SettingError: the ledger cannot be read.
+    """
+    if silo.policy.require.approval != "required":
+        return None
+    with silo.ledger() as ledger:
+        return _require_approval(silo, study, ledger_id=ledger.pins.ledger_id, officer=ledger.officer).roster
+
+
+def _require_approval(silo: Silo, study: Study, *, ledger_id: str, officer: str) -> Approval:
     path, remedy = path_of(silo, study.digest), "use fedsilo-silo approve"
     try:
         with path.open("rb") as file:
@@ -165,3 +188,4 @@ def _require_approval(silo: Silo, study: Study, *, ledger_id: str, officer: str)
             f"(SHA-256 {approval.policy[:12]}, now {silo.policy.sha256[:12]}); a changed policy asks for a new "
             f"approval: {remedy}",
         )
+    return approval

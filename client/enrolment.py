@@ -14,12 +14,14 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.approval import approved_roster
 from client.keys import check_folder, read_pin, read_private, write_private
 from client.silo import Silo, replace_file
 from strategies.enrolment import Answer, read_answer
 from strategies.errors import ProtocolError, SettingError, VerificationError
 from strategies.manifest import Manifest
-from strategies.roster import Member, Roster, read_roster
+from strategies.roster import Member, Roster, read_roster, roster_until
+from strategies.study import Study
 
 FOLDER = "coordinator"
 
@@ -115,6 +117,45 @@ def enrolment(silo: Path) -> Enrolment:
         if (member.ledger_id, member.ledger_key) == (pin.ledger_id, pin.ledger_key):
             return Enrolment(folder=folder, answer=answer, roster=roster, member=member)
     raise VerificationError(f"{folder / 'roster.jsonl'} does not hold this silo, or is another silo's")
+
+
+def roster_of(silo: Path) -> Roster | None:
+    """Return the roster that a silo knows; None where it is enrolled nowhere.
+
+    Raises:
+        SettingError, VerificationError: as `enrolment`.
+    """
+    return enrolment(silo).roster if (silo / FOLDER / "answer.json").exists() else None
+
+
+def require_known(manifest: Manifest, study: Study, silo: Silo) -> None:
+    """Raise where the silos of a masked study are not those that its approval was given for, or none are pinned.
+
+    A coordinator that adds silos of its own to a sum learns what is left of it. So the roster that the officer saw
+    counts, without those who have left it; only a simulated silo does without a roster.
+
+    Raises:
+        ProtocolError: there is no roster, or a silo joined it after the approval.
+        Refusal: there is no approval that holds.
+    """
+    if not study.masked:
+        return
+    roster = roster_of(silo.folder)
+    if roster is None:
+        if silo.settings.ledger.durability == "power-loss":
+            raise ProtocolError(
+                "a sum hides this silo only among silos that it knows: enrol it with its coordinator, or write "
+                "secagg.enabled = false into the study"
+            )
+        return
+    approved = approved_roster(silo, study)
+    if approved is not None:
+        known = roster_until(roster, approved)
+        strangers = [m.silo for m in manifest.roster if known is None or m.silo not in known.members]
+        if strangers:
+            raise ProtocolError(
+                f"silo '{strangers[0]}' of the run joined the roster after this study was approved; approve it again"
+            )
 
 
 def require_enrolled(manifest: Manifest, silo: Path) -> None:

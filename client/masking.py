@@ -15,8 +15,10 @@ from client.silo import Silo
 from strategies import wire
 from strategies.errors import ProtocolError
 from strategies.manifest import Manifest
-from strategies.secagg.claims import Claim
-from strategies.secagg.plan import digest_of_model, digest_of_settings, members_of, setup_of
+from strategies.privacy.distributed import add_share
+from strategies.secagg.claims import Claim, Noise
+from strategies.secagg.plan import digest_of_model, digest_of_settings, members_of, setup_of, shares_of
+from strategies.secagg.ring import Words
 from strategies.secagg.setup import Floors
 from strategies.secagg.silo import SiloSession
 from strategies.study import Study
@@ -82,6 +84,18 @@ def claim(
     if found.kind != kind:
         raise ProtocolError(f"the request asks for {kind}, and the sum that it names is of {found.kind}")
     return found
+
+
+def noise_of(study: Study, manifest: Manifest, parameters: int, claim: Claim) -> Noise | None:
+    """Return what adds this silo's share of the noise to its update's words; None where a sum has no such noise."""
+    shares = shares_of(study, setup_of(study, manifest, parameters), len(claim.cohort))
+    if shares is None:
+        return None
+
+    def add(words: Words) -> None:
+        add_share(words[:parameters], shares)
+
+    return add
 
 
 def settle(session: SiloSession, record: wire.Blob, manifest: Manifest, ledger: Ledger) -> None:

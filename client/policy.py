@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from strategies.errors import Refusal, RefusalCode, SettingError
 from strategies.privacy.budget import Budget
 from strategies.privacy.dataroot import Gate
+from strategies.privacy.mechanisms import allowed_by
+from strategies.sections import Mechanism
 from strategies.spec import parse_spec
 from strategies.study import Study
 
@@ -42,7 +44,7 @@ class BudgetTable(_Table):
 class Requirements(_Table):
     """Limits on any study."""
 
-    mechanism: Literal["dp-sgd", "none"] = "dp-sgd"  # "none" also allows unprotected training
+    mechanism: Mechanism = "dp-sgd"  # or one that trusts fewer; see strategies/privacy/mechanisms.py
     secagg: bool = False
     min_cohort: Annotated[int, Field(ge=1)] = 3
     max_sampling_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -120,11 +122,11 @@ class Policy(_Table):
         """Return of each limit whether it is kept, the setting, its value in the study and what is allowed."""
         require, file = self.require, study.file
         training, privacy = file.training, file.privacy
-        models = require.allow_models
+        models, allowed = require.allow_models, allowed_by(require.mechanism)
         tables = [self.budget[data_root]] if data_root in self.budget else list(self.budget.values())
         delta = min((table.delta for table in tables), default=1.0)
         return [
-            (study.private or require.mechanism == "none", "privacy.mechanism", privacy.mechanism, "dp-sgd"),
+            (privacy.mechanism in allowed, "privacy.mechanism", privacy.mechanism, " or ".join(allowed)),
             (file.secagg.enabled or not require.secagg, "secagg.enabled", file.secagg.enabled, "true"),
             (
                 not study.masked or file.secagg.max_colluding >= require.min_colluding,

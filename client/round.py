@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -21,7 +21,7 @@ from client import masking
 from client.approval import admit
 from client.data import kinds
 from client.data.records import Records
-from client.enrolment import require_enrolled
+from client.enrolment import require_enrolled, require_known
 from client.ledger import Ledger
 from client.models.base import MODELS, Shape, build, layout_of, load_weights
 from client.silo import Silo
@@ -33,9 +33,10 @@ from client.witness import countersign, read_evidence, require_newest
 from strategies import wire
 from strategies.base import Aux, Contribution
 from strategies.counts import CountLayout
-from strategies.errors import ProtocolError, Refusal, RefusalCode
+from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest
+from strategies.privacy.silo_level import released
 from strategies.secagg.claims import Claim
 from strategies.secagg.plan import UPDATE
 from strategies.secagg.rows import Change
@@ -206,9 +207,17 @@ def _train_one(job: Job) -> Result:
     seen = evaluate(module, job.records.held_out, shape, study, counted=not study.masked)
     sentence = f"run {job.manifest.run[:8]} round {job.round}: model received has {shown(seen.metrics)}"
     job.silo.log(logging.INFO, sentence)
-    after = train_locally(module, job.records.train, shape, plan, study.strategy, job.aux)
+    try:
+        after = train_locally(module, job.records.train, shape, plan, study.strategy, job.aux)
+    except RunError as error:
+        if not study.silo_level:  # there the training itself is private, and so is that it failed
+            raise
+        job.silo.log(logging.WARNING, f"run {job.manifest.run[:8]} round {job.round}: counts as no update: {error}")
+        after = job.weights
     before = torch.from_numpy(np.array(job.weights))
-    contribution = study.strategy.update(before, torch.from_numpy(after), job.aux)
+    contribution = study.strategy.update(before, torch.from_numpy(np.array(after)), job.aux)
+    if study.silo_level:
+        contribution = replace(contribution, update=released(np.asarray(contribution.update), study))
     return Result(contribution=contribution, counts=seen.counts)
 
 
@@ -244,7 +253,8 @@ def _masked(job: Job, claim: Claim, vector: Vector) -> wire.MaskedUpdate:
 
     with job.silo.ledger() as ledger:
         session = masking.session_of(job.silo, job.study, job.manifest, len(vector), ledger)
-        step = session.mask(claim, [vector], on_clamp=cut)
+        noise = masking.noise_of(job.study, job.manifest, len(vector), claim)
+        step = session.mask(claim, [vector], on_clamp=cut, noise=noise)
     reply = wire.MaskedUpdate(
         silo=job.silo.name,
         round=job.round,
@@ -299,6 +309,7 @@ def agreed(text: str, study: Study, silo: Silo) -> Manifest:
     if manifest.study != study.digest:
         raise ProtocolError("the manifest cites another study than the one that came with the run")
     require_enrolled(manifest, silo.folder)
+    require_known(manifest, study, silo)
     _require_weights(manifest, study, silo)
     if not silo.state(manifest.run).agree(text):
         raise ProtocolError("the manifest is not the one that this run began with")
@@ -328,7 +339,7 @@ def plan_of(study: Study, silo_name: str, round: int) -> Plan:
         )
     key = hashlib.sha256(f"fedsilo/order/{study.file.study.seed}/{silo_name}/{round}".encode()).digest()
     return Plan(
-        private=study.private,
+        private=study.private and not study.silo_level,
         sampling_rate=training.sampling_rate,
         steps=training.steps,
         expected_batch_size=training.expected_batch_size,

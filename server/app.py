@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ def _sha256(weights: Vector) -> str:
 
 
 def _evaluator(study: Study, shape: Shape, path: Path) -> Evaluate:
-    """Return the evaluation on test records; of a folder, one file is in memory at a time."""
+    """Return the evaluation on test records; of a folder, the inputs of one file are in memory at a time."""
     files = sorted(path.glob("part-*.safetensors")) if path.is_dir() else [path]
     groups = group_values(study)
     wanted = ("x", "y", *(f"group/{name}" for name in groups))
@@ -178,26 +178,33 @@ def _evaluator(study: Study, shape: Shape, path: Path) -> Evaluate:
             "such files named part-*.safetensors"
         )
     module = build(study.model, shape, study.file.study.seed)
+    labels = _joined(files, "y")
+    named = {name: (values, _joined(files, f"group/{name}")) for name, values in groups.items()}
 
     def evaluate(weights: Vector) -> Measured:
         load_weights(module, weights)
-        scores, labels = [], []
-        codes: dict[str, list[NDArray[np.int64]]] = {name: [] for name in groups}
+        scores, seen = np.empty((0, 0)), 0
         for file in files:
-            arrays = safetensors.torch.load_file(file)
-            scores.append(predict(module, arrays["x"], shape))
-            labels.append(arrays["y"].numpy())
-            for name in groups:
-                codes[name].append(arrays[f"group/{name}"].numpy())
-        all_scores, all_labels = np.concatenate(scores), np.concatenate(labels)
-        scores.clear()  # there may be many
-        named = {name: (groups[name], np.concatenate(codes[name])) for name in groups}
+            some = predict(module, safetensors.torch.load_file(file)["x"], shape)
+            if not seen:
+                scores = np.empty((len(labels), some.shape[1]))  # once, for there may be many
+            scores[seen : seen + len(some)] = some
+            seen += len(some)
         return Measured(
-            metrics=metrics.evaluate(all_scores, all_labels, study.metrics),
-            groups=metrics.evaluate_groups(all_scores, all_labels, study.metrics, named),
+            metrics=metrics.evaluate(scores, labels, study.metrics),
+            groups=metrics.evaluate_groups(scores, labels, study.metrics, named),
         )
 
     return evaluate
+
+
+def _joined(files: Sequence[Path], name: str) -> NDArray[Any]:
+    """Return one array of all files; copied, for what is left of a file keeps all of it in memory."""
+    parts = []
+    for file in files:
+        with safetensors.safe_open(file, framework="numpy") as arrays:
+            parts.append(np.array(arrays.get_tensor(name)))
+    return np.concatenate(parts)
 
 
 def _holds(file: Path, wanted: Collection[str]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from server import cohort, lines
 from server.folder import RunFolder
@@ -28,6 +29,8 @@ from strategies.counts import CountLayout
 from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError
 from strategies.layout import Layout, Vector
 from strategies.manifest import CODE_VERSION, Manifest, Member
+from strategies.privacy.secret import SecretRandom
+from strategies.privacy.silo_level import noised, noised_sum
 from strategies.secagg.plan import COUNTS, UPDATE
 from strategies.secagg.setup import MOST_SILOS
 from strategies.statement import read_statement
@@ -274,11 +277,11 @@ def _trained_masked(way: _Way, requests: Mapping[str, wire.Train], number: int, 
     if summed.vectors is not None:
         manifest, strategy = way.roster.manifest, way.study.strategy
         assert isinstance(strategy, SumStrategy)  # another one is refused with the study
-        total = summed.vectors[0].astype(np.float32)
+        total = _opened(way.study, summed.vectors[0])
         weight = sum(manifest.weight_of(silo) for silo in summed.survivors)
         state = _finite(strategy.aggregate(progress.state, total, weight))
     refused = dict(summed.refused)
-    if not way.study.private and refused:
+    if way.study.exact_sums and refused:
         # Sums without noise are over the same silos in the whole run: one that is out for good ends it.
         lasting = {silo: code for silo, code in refused.items() if code in _LASTING}
         if lasting:
@@ -461,10 +464,7 @@ def _aggregate(study: Study, manifest: Manifest, state: State, updates: Mapping[
     strategy = study.strategy
     weights = {silo: manifest.weight_of(silo) for silo in updates}
     if isinstance(strategy, SumStrategy):
-        total = np.zeros_like(state.weights)
-        for silo in sorted(updates):
-            total += updates[silo]
-        after = strategy.aggregate(state, total, sum(weights.values()))
+        after = strategy.aggregate(state, _total(study, updates), sum(weights.values()))
     elif isinstance(strategy, PerSiloStrategy):
         plain = {silo: update / np.float32(weights[silo]) for silo, update in updates.items()}
         after = strategy.aggregate_each(state, plain, weights)
@@ -477,6 +477,28 @@ def _finite(after: State) -> State:
     if not np.isfinite(after.weights).all():
         raise RunError("the aggregated model holds values that are not finite; lower the learning rates of the study")
     return replace(after, weights=after.weights.astype(np.float32))
+
+
+def _opened(study: Study, total: NDArray[np.float64]) -> Vector:
+    """Return a sum that was under masks; where the server makes the privacy, noised before anything else.
+
+    Each part is in its ball by what the silo's own code does: the server cannot look.
+    """
+    privacy = study.file.privacy
+    if privacy.mechanism != "central-gaussian":
+        return np.asarray(total, dtype=np.float32)
+    return noised(total, clip_norm=privacy.clip_norm, noise_multiplier=study.noise_multiplier, random=SecretRandom())
+
+
+def _total(study: Study, updates: Mapping[str, Vector]) -> Vector:
+    """Return the sum of the updates; where the server makes the privacy, noised before anything else."""
+    if study.file.privacy.mechanism == "central-gaussian":
+        return noised_sum(updates.values(), study)
+    ordered = [updates[silo] for silo in sorted(updates)]
+    total = np.zeros_like(ordered[0])
+    for update in ordered:
+        total += update
+    return total
 
 
 def charge_closing(study: Study, roster: Roster, progress: Progress) -> Progress:

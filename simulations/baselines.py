@@ -29,7 +29,7 @@ _EPOCHS, _PATIENCE, _BATCH = 200, 15, 64
 _STEPS_AT_MOST = 6000
 _LARGEST_BATCH, _CHECKED = 2**13, 2**15  # of data that stay on disk, whose rows are read one by one
 _LARGE, _CHECKED_AT_ONCE = 5000, 512
-_SECONDS = 40.0  # of training for each of the two rows; a large model on a slow machine stops there, at its best so far
+_SECONDS = 40.0  # of processor time for each of the two rows; a large model stops there, at its best so far
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def baselines(study: Study, parts: Sequence[Part], test: Part) -> Baselines:
 
 
 def fit(study: Study, part: Part, test: Part, *, seconds: float = math.inf) -> Metrics:
-    """Return the test metrics of the study's model trained plainly on `part`, for at most about so many seconds."""
+    """Return the test metrics of the study's model trained plainly on `part`, for at most so much processor time."""
     shape = Shape.of_study(study)
     module = build(study.model, shape, study.file.study.seed)
     random = np.random.default_rng([study.file.study.seed, 2])
@@ -65,13 +65,14 @@ def fit(study: Study, part: Part, test: Part, *, seconds: float = math.inf) -> M
     random.shuffle(units)
     aside = np.zeros(part.units, dtype=bool)
     aside[units[: part.units // 10]] = True
-    is_aside = aside[part.unit_of_row]
-    train, check = places(~is_aside), places(is_aside)
-    del units, is_aside  # there may be many rows, and what is held of each adds up
+    if part.unit_of_row is not None:
+        aside = aside[part.unit_of_row]
+    train, check = places(~aside), places(aside)
+    del units, aside  # there may be many rows, and what is held of each adds up
     if len(check) > _CHECKED:
         check = random.choice(check, _CHECKED, replace=False)
     if len(train):
-        _train(module, shape, part, train, check, random, time.monotonic() + seconds)
+        _train(module, shape, part, train, check, random, time.process_time() + seconds)
     del train, check
     values = metrics.evaluate(predict(module, test.x, shape), test.y.numpy(), study.metrics) if len(test.y) else {}
     values.pop("loss", None)
@@ -101,14 +102,14 @@ def _train(
             optimizer.zero_grad()
             loss(module(part.x[rows]), part.y[rows]).mean().backward()
             optimizer.step()
-            if time.monotonic() > deadline:
+            if time.process_time() > deadline:
                 break
         value = _mean_loss(module, loss, part, seen)
         if value < best - 1e-5:
             best, best_weights, waited = value, weights_of(module), 0
         else:
             waited += 1
-        if waited >= _PATIENCE or time.monotonic() > deadline:
+        if waited >= _PATIENCE or time.process_time() > deadline:
             break
     load_weights(module, best_weights)
 

@@ -20,6 +20,8 @@ from rich.table import Column, Table
 from simulations.bench.commands import app as bench
 from strategies.command import guarded, not_built
 from strategies.errors import SettingError, nearest
+from strategies.privacy.mechanisms import TRUSTED
+from strategies.sections import Mechanism
 from strategies.study import parse_override
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def run_command(
 ) -> None:
     """Run a study across simulated silos and write its run folder."""
     from simulations.ready import read_study
+    from strategies.privacy.silo_level import silos_a_round, warning
 
     values = dict(parse_override(text) for text in overrides or [])
     values |= {key: value for key, value in (("study.seed", seed), ("simulation.engine", engine)) if value is not None}
@@ -68,6 +71,8 @@ def run_command(
     console = Console(stderr=as_json, highlight=False, quiet=as_json)
     if not parsed.private:
         console.print("[bold red]mechanism = 'none': this run has NO differential privacy[/]")
+    if few := warning(parsed, silos_a_round(parsed, parsed.file.simulation.silos)):
+        console.print(f"[yellow]{few}[/]")
     with _progress(console, parsed) as seen:
         try:
             outcome = simulate(parsed, base, out=out, fresh=fresh)
@@ -113,6 +118,10 @@ def sweep_command(
     epsilons: Annotated[
         list[float] | None, typer.Option("--epsilon", help="Of a private row; may be repeated. Default: 8, 3 and 1.")
     ] = None,
+    mechanisms: Annotated[
+        list[str] | None,
+        typer.Option("--mechanism", help="privacy.mechanism of the private rows; may be repeated. Default: dp-sgd."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 1.")] = 3,
     overrides: Annotated[
         list[str] | None,
@@ -130,6 +139,7 @@ def sweep_command(
         sweep(
             name,
             epsilons=epsilons or (8.0, 3.0, 1.0),
+            mechanisms=[_mechanism(text) for text in mechanisms or ["dp-sgd"]],
             seeds=range(1, seeds + 1),
             overrides=values,
             out=out,
@@ -144,6 +154,13 @@ def sweep_command(
     for table in tables:
         print(markdown(table))
     print(f"tables and picture: {folder}")
+
+
+def _mechanism(text: str) -> Mechanism:
+    found = [name for name in TRUSTED if name == text]
+    if not found:
+        raise SettingError(f"--mechanism {text} is not allowed; {nearest(text, TRUSTED)}")
+    return found[0]
 
 
 @app.command("audit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -169,6 +186,7 @@ def machine_readable(outcome: Outcome) -> dict[str, Any]:
         "rounds": len(rounds),
         "seconds": {"total": round(outcome.seconds, 3), "per_round": per_round},
         "mechanism": facts["privacy"]["mechanism"],
+        "warning": (facts["privacy"]["silo_level"] or {}).get("warning"),
     }
 
 

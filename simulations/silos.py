@@ -232,7 +232,7 @@ def _make_silo(folder: Path, study: Study, data: str) -> None:
     policy = {
         "budget": {ROOT: {"epsilon": budget, "delta": study.file.privacy.delta}},
         "require": {
-            "mechanism": study.file.privacy.mechanism,
+            "mechanism": "central-gaussian" if study.private else "none",  # a simulated server is trusted
             "min_cohort": 1,
             "approval": "automatic",
             "allow_metrics": ["masked", "noisy"],
@@ -291,12 +291,13 @@ def pooled(parts: Sequence[Part]) -> Part:
     """Return the concatenation of record parts, units kept apart."""
     import torch
 
-    offsets = np.cumsum([0, *(part.units for part in parts)], dtype=parts[0].unit_of_row.dtype)
-    units = [part.unit_of_row + offset for part, offset in zip(parts, offsets, strict=False)]
+    offsets = np.cumsum([0, *(part.units for part in parts)], dtype=np.int32)
+    numbered = [(part.unit_of_row, start) for part, start in zip(parts, offsets, strict=False)]
+    units = [unit_of_row + start for unit_of_row, start in numbered if unit_of_row is not None]
     tensors = [part.x for part in parts if isinstance(part.x, torch.Tensor)]
     return Part(
         x=torch.cat(tensors) if len(tensors) == len(parts) else Joined([part.x for part in parts]),
         y=torch.cat([part.y for part in parts]),
-        unit_of_row=np.concatenate(units),
+        unit_of_row=np.concatenate(units) if units else None,
         groups={name: np.concatenate([part.groups[name] for part in parts]) for name in parts[0].groups},
     )

@@ -1,7 +1,8 @@
 """What privacy and federation cost: one study at several epsilons and seeds, beside the same model without both.
 
 The rows are those that a results table of this field has: pooled without privacy, the best lone silo, federated without
-privacy, and federated at each epsilon. Every run has silo folders of its own, so no budget is shared.
+privacy, and federated at each epsilon. Several mechanisms are compared at equal epsilon for the same unit, with who is
+trusted beside each. Every run has silo folders of its own, so no budget is shared.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from simulations.ready import read_study
 from simulations.run import simulate
+from strategies.privacy.mechanisms import TRUSTED
+from strategies.sections import Mechanism
 from strategies.study import Study
 
+_COLOURS = ("#0b5d8a", "#8a0b5d", "#5d8a0b", "#8a5d0b")
 Metrics = Mapping[str, float | None]
 
 
@@ -26,7 +30,9 @@ class Row:
     """One setting over all seeds.
 
     Args:
-        setting: `pooled`, `best lone silo`, `federated, no privacy` or `federated, epsilon E`.
+        setting: `pooled`, `best lone silo`, `federated, no privacy` or `federated, epsilon E`, with the mechanism where
+            there are several.
+        mechanism: of the privacy, `none` without.
         epsilon: None without privacy.
         mean: by metric; None where a seed does not define it.
         sd: sample standard deviation by metric; None with one seed.
@@ -34,6 +40,7 @@ class Row:
     """
 
     setting: str
+    mechanism: Mechanism = "none"
     epsilon: float | None
     mean: Mapping[str, float | None]
     sd: Mapping[str, float | None]
@@ -67,6 +74,7 @@ def sweep(
     name: str,
     *,
     epsilons: Sequence[float],
+    mechanisms: Sequence[Mechanism] = ("dp-sgd",),
     seeds: Sequence[int],
     overrides: Mapping[str, Any],
     out: Path,
@@ -77,6 +85,7 @@ def sweep(
     Args:
         name: a ready study or the path of one.
         epsilons: of the private rows.
+        mechanisms: of the private rows, each at every epsilon.
         seeds: one run of each setting a seed.
         overrides: values of the study by `section.key`.
         out: folder for run and silo folders.
@@ -85,31 +94,49 @@ def sweep(
     Raises:
         FedsiloError: as a run does.
     """
-    found: dict[str, list[Metrics]] = {}
-    settings = (None, *sorted(set(epsilons), reverse=True))
-    for epsilon in settings:  # what is wrong is told before the first run
-        read_study(name, {**overrides, **_privacy(epsilon)})
+    found: dict[_Setting, list[Metrics]] = {}
+    private = [
+        _Setting(_label(mechanism, epsilon, several=len(mechanisms) > 1), mechanism, epsilon)
+        for epsilon in sorted(set(epsilons), reverse=True)
+        for mechanism in mechanisms
+    ]
+    for setting in (_FEDERATED, *private):  # what is wrong is told before the first run
+        read_study(name, {**overrides, **_privacy(setting)})
     for seed in seeds:
-        for epsilon in settings:
-            setting = "federated, no privacy" if epsilon is None else f"federated, epsilon {epsilon:g}"
-            tell(f"{name}, seed {seed}: {setting}")
-            study, base = read_study(name, {**overrides, "study.seed": seed, **_privacy(epsilon)})
-            facts = simulate(study, base, out=out, fresh=True, with_baselines=epsilon is None).facts
+        for setting in (_FEDERATED, *private):
+            tell(f"{name}, seed {seed}: {setting.name}")
+            study, base = read_study(name, {**overrides, "study.seed": seed, **_privacy(setting)})
+            facts = simulate(study, base, out=out, fresh=True, with_baselines=setting is _FEDERATED).facts
             found.setdefault(setting, []).append(facts["metrics"])
             if facts["baselines"]:
-                found.setdefault("pooled, no privacy", []).append(facts["baselines"]["pooled"])
-                found.setdefault("best lone silo, no privacy", []).append(facts["baselines"]["best_local"])
+                found.setdefault(_POOLED, []).append(facts["baselines"]["pooled"])
+                found.setdefault(_LONE, []).append(facts["baselines"]["best_local"])
     return _table(study, found, tuple(seeds))
 
 
-def _privacy(epsilon: float | None) -> dict[str, Any]:
-    mechanism = "none" if epsilon is None else "dp-sgd"
-    return {"privacy.mechanism": mechanism, "privacy.epsilon": epsilon, "privacy.noise_multiplier": None}
+class _Setting(NamedTuple):
+    name: str
+    mechanism: Mechanism = "none"
+    epsilon: float | None = None
 
 
-def _table(study: Study, found: Mapping[str, Sequence[Metrics]], seeds: tuple[int, ...]) -> Table:
-    first = ["pooled, no privacy", "best lone silo, no privacy", "federated, no privacy"]
-    order = [name for name in first if name in found] + [name for name in found if name not in first]
+_POOLED, _LONE, _FEDERATED = (_Setting(f"{name}, no privacy") for name in ("pooled", "best lone silo", "federated"))
+
+
+def _label(mechanism: Mechanism, epsilon: float, *, several: bool) -> str:
+    return f"federated, {f'{mechanism} (trusts {TRUSTED[mechanism]}), ' if several else ''}epsilon {epsilon:g}"
+
+
+def _privacy(setting: _Setting) -> dict[str, Any]:
+    values: dict[str, Any] = {"privacy.mechanism": setting.mechanism, "privacy.epsilon": setting.epsilon}
+    if setting.mechanism == "distributed-gaussian":
+        values |= {"privacy.accountant": "rdp", "secagg.enabled": True}
+    return values | {"privacy.noise_multiplier": None}
+
+
+def _table(study: Study, found: Mapping[_Setting, Sequence[Metrics]], seeds: tuple[int, ...]) -> Table:
+    first = [setting for setting in (_POOLED, _LONE, _FEDERATED) if setting in found]
+    order = [*first, *(setting for setting in found if setting not in first)]
     return Table(
         study=study.file.study.name,
         model=study.file.model.name,
@@ -121,13 +148,14 @@ def _table(study: Study, found: Mapping[str, Sequence[Metrics]], seeds: tuple[in
     )
 
 
-def _row(setting: str, runs: Sequence[Metrics], metrics: Sequence[str]) -> Row:
+def _row(setting: _Setting, runs: Sequence[Metrics], metrics: Sequence[str]) -> Row:
     values = {name: [run.get(name) for run in runs] for name in metrics}
     sound = {name: [value for value in some if value is not None] for name, some in values.items()}
     whole = {name: some for name, some in sound.items() if len(some) == len(runs)}
     return Row(
-        setting=setting,
-        epsilon=float(setting.rsplit(" ", 1)[1]) if "epsilon" in setting else None,
+        setting=setting.name,
+        mechanism=setting.mechanism,
+        epsilon=setting.epsilon,
         mean={name: statistics.fmean(whole[name]) if name in whole else None for name in metrics},
         sd={name: statistics.stdev(whole[name]) if name in whole and len(runs) > 1 else None for name in metrics},
         values=values,
@@ -179,12 +207,16 @@ def _draw(tables: Sequence[Table], path: Path) -> None:
     for panel, table in zip(panels[0], tables, strict=True):
         metric = table.metrics[0]
         private = sorted((row for row in table.rows if row.epsilon is not None), key=lambda row: row.epsilon or 0)
-        points = [
-            (row.epsilon, row.mean[metric], row.sd[metric] or 0) for row in private if row.mean[metric] is not None
-        ]
-        if points:
+        for mechanism, colour in zip(dict.fromkeys(row.mechanism for row in private), _COLOURS, strict=False):
+            points = [
+                (row.epsilon, row.mean[metric], row.sd[metric] or 0)
+                for row in private
+                if row.mean[metric] is not None and row.mechanism == mechanism
+            ]
+            if not points:
+                continue
             x, y, sd = zip(*points, strict=True)
-            panel.errorbar(x, y, yerr=sd, marker="o", capsize=3, color="#0b5d8a", label="federated, private")
+            panel.errorbar(x, y, yerr=sd, marker="o", capsize=3, color=colour, label=f"federated, {mechanism}")
             panel.set_xscale("log")
             panel.set_xticks(x, [f"{value:g}" for value in x])
             panel.minorticks_off()

@@ -11,6 +11,7 @@ import copy
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import tomlkit
@@ -20,6 +21,7 @@ from tomlkit.exceptions import TOMLKitError
 from strategies.base import PerSiloStrategy
 from strategies.errors import Problem, SettingError, StudyError, nearest
 from strategies.optimizers import OPTIMIZERS
+from strategies.privacy.mechanisms import problems as mechanism_problems
 from strategies.secagg.setup import MOST_SILOS, MOST_SUMS
 from strategies.sections import METRICS, CategoricalFeature, File, NumericFeature, shown
 from strategies.spec import STRATEGIES, Registries, Registry, parse_spec
@@ -220,10 +222,11 @@ def _cross_checks(file: File, resolved: Mapping[str, Any], lines: _Lines, faulty
     privacy, data, evaluation = file.privacy, file.data, file.evaluation
     strategy, model = resolved.get("strategy"), resolved.get("model")
     targets = [privacy.epsilon, privacy.noise_multiplier]
-    if privacy.mechanism == "dp-sgd":
+    if privacy.mechanism != "none":
         check(
             sum(value is not None for value in targets) == 1,
-            "exactly one of privacy.epsilon and privacy.noise_multiplier must be given with mechanism = 'dp-sgd'; "
+            "exactly one of privacy.epsilon and privacy.noise_multiplier must be given with mechanism = "
+            f"'{privacy.mechanism}'; "
             + ("remove one" if None not in targets else "add epsilon, for example epsilon = 3.0"),
             "privacy",
         )
@@ -285,8 +288,8 @@ def _cross_checks(file: File, resolved: Mapping[str, Any], lines: _Lines, faulty
         "data",
         "classes",
     )
-    problems = (*_data_problems(file), *_training_problems(file), *_release_problems(file), *_masking_problems(file))
-    for sentence, *path in problems:
+    own = (_data_problems(file), _training_problems(file), _release_problems(file), _masking_problems(file))
+    for sentence, *path in chain(*own, mechanism_problems(file, strategy)):
         check(False, sentence, *path)
     return found
 
@@ -395,10 +398,11 @@ def _masking_problems(file: File) -> Iterator[tuple[str, ...]]:
             "study",
             "rounds",
         )
-    if file.privacy.mechanism == "none" and cohort.fraction < 1:
+    if file.privacy.mechanism in ("none", "central-gaussian") and cohort.fraction < 1:
         yield (
             f"cohort.fraction = {cohort.fraction} is not allowed with secagg.enabled = true and privacy.mechanism = "
-            "'none': sums without noise over changing silos can be subtracted from each other; write fraction = 1.0",
+            f"'{file.privacy.mechanism}': sums without noise over changing silos can be subtracted from each other; "
+            "write fraction = 1.0",
             "cohort",
             "fraction",
         )

@@ -168,7 +168,7 @@ def count(
     scores: Floats,
     labels: NDArray[np.generic],
     *,
-    unit_of_row: NDArray[np.integer[Any]],
+    unit_of_row: NDArray[np.integer[Any]] | None,
     groups: Mapping[str, NDArray[np.integer[Any]]],
     usable: NDArray[np.bool_] | None = None,
 ) -> Floats:
@@ -178,11 +178,13 @@ def count(
         layout: of the vector.
         scores: as in `metrics.evaluate`; every value is finite.
         labels: as in `metrics.evaluate`.
-        unit_of_row: (n,) unit of each record, from 0.
+        unit_of_row: (n,) unit of each record, from 0; None where each is a unit of its own.
         groups: by column, (n,) position of each record's value, -1 for none of them.
         usable: (n,) False for a record that contributes nothing (its score was no number); all if None.
     """
-    weights = 1.0 / np.bincount(unit_of_row)[unit_of_row] if len(unit_of_row) else np.zeros(0)
+    weights = np.ones(len(labels))
+    if unit_of_row is not None and len(labels):
+        weights /= np.bincount(unit_of_row)[unit_of_row]
     if usable is not None:
         weights = np.where(usable, weights, 0.0)
     total = np.zeros(layout.size)

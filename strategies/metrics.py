@@ -137,7 +137,7 @@ def auroc_of_many(truth: Truth, scores: Scores) -> float:
 
     The same number as scikit-learn's, in a fifth of its memory.
     """
-    positive, negative = np.sort(scores[truth]), np.sort(scores[~truth])
+    positive, negative = _sorted(scores, truth)
     won = 0.0
     for (some,) in _blocks(positive):
         below, up_to = (np.searchsorted(negative, some, side=side) for side in ("left", "right"))
@@ -147,12 +147,20 @@ def auroc_of_many(truth: Truth, scores: Scores) -> float:
 
 def auprc_of_many(truth: Truth, scores: Scores) -> float:
     """Return the mean, over positives, of the precision at each one's own score: average precision, ties together."""
-    positive, negative = np.sort(scores[truth]), np.sort(scores[~truth])
+    positive, negative = _sorted(scores, truth)
     total = 0.0
     for (some,) in _blocks(positive):
         hits, misses = (len(ranked) - np.searchsorted(ranked, some, side="left") for ranked in (positive, negative))
         total += float((hits / (hits + misses)).sum())
     return total / len(positive)
+
+
+def _sorted(scores: Scores, truth: Truth) -> tuple[Scores, Scores]:
+    """Return the scores of positives and of negatives, each in order; in place, for there are many."""
+    parts = scores[truth], scores[~truth]
+    for part in parts:
+        part.sort()
+    return parts
 
 
 def _f1(scores: Scores, labels: Labels) -> float:

@@ -151,6 +151,16 @@ def read_roster(text: bytes, *, coordinator: str | None = None, at_least: str | 
     return roster
 
 
+def roster_until(roster: Roster, hash: str) -> Roster | None:
+    """Return a roster as it was when the line with this hash was its last; None where it never had such a line."""
+    text = b""
+    for line in lines_of(roster.text):
+        text += line + b"\n"
+        if hashlib.sha256(line).hexdigest() == hash:
+            return read_roster(text, coordinator=roster.key)
+    return None
+
+
 def _line(seq: int, prev: str, kind: str, body: dict[str, Any], key: Ed25519PrivateKey, time: str) -> bytes:
     entry = {"version": VERSION, "seq": seq, "prev": prev, "time": time, "kind": kind, "body": body}
     return dump({"entry": entry, "signature": key.sign(_DOMAIN + dump(entry)).hex()})

@@ -144,8 +144,13 @@ class TrainingSection(Section):
     class_weights: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
 
 
+Mechanism = Literal["dp-sgd", "local-gaussian", "distributed-gaussian", "central-gaussian", "none"]
+
+
 class PrivacySection(Section):
-    mechanism: Literal["dp-sgd", "none"] = "dp-sgd"
+    """How the privacy is made; `dp-sgd` clips each unit in each step, the `-gaussian` ones a silo's whole update."""
+
+    mechanism: Mechanism = "dp-sgd"
     clip_norm: Positive = 1.0
     epsilon: Positive | None = None
     noise_multiplier: Positive | None = None

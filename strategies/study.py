@@ -78,24 +78,57 @@ class Study:
     @property
     def private(self) -> bool:
         """Whether the study trains with differential privacy."""
-        return self.file.privacy.mechanism == "dp-sgd"
+        return self.file.privacy.mechanism != "none"
+
+    @property
+    def exact_sums(self) -> bool:
+        """Whether silos add no noise of their own, so that under masks a sum of their updates is exact."""
+        return self.file.privacy.mechanism in ("none", "central-gaussian")
+
+    @property
+    def silo_level(self) -> bool:
+        """Whether a silo's whole update is clipped and noised, and not each unit in each step."""
+        return self.private and self.file.privacy.mechanism != "dp-sgd"
 
     @cached_property
     def noise_multiplier(self) -> float:
         """Noise divided by clip norm: as written, or calibrated so that the whole study keeps its epsilon."""
-        privacy, training = self.file.privacy, self.file.training
+        privacy = self.file.privacy
         if not self.private:
             return 0.0
         if privacy.noise_multiplier is not None:
             return privacy.noise_multiplier
+        return self._reach * self.calibrated(privacy.epsilon or math.nan)
+
+    @property
+    def unit_noise_multiplier(self) -> float:
+        """Noise divided by what one unit can move of what is noised: what the accountant takes."""
+        return self.noise_multiplier / self._reach
+
+    @property
+    def _reach(self) -> float:
+        """How many clip norms one unit can move what is noised; a silo's update may go from one end of the ball to the
+        other (strategies/privacy/silo_level.py)."""
+        return 2.0 if self.silo_level else 1.0
+
+    def calibrated(self, target: float) -> float:
+        """Return the least noise, over what one unit can move, with which a whole run keeps `target` as its epsilon."""
+        privacy, each = self.file.privacy, self.update_event(1.0)
         return calibrate(
-            privacy.epsilon or math.nan,
+            target,
             privacy.delta,
-            sampling_rate=training.sampling_rate,
-            steps=training.steps * self.file.study.rounds,
+            sampling_rate=each.sampling_rate,
+            steps=each.steps * self.file.study.rounds,
             accountant=privacy.accountant,
             beside=self.all_count_events(),
         )
+
+    def update_event(self, noise: float) -> Gaussian:
+        """Return what the private update of one round costs, with `noise` over what one unit can move."""
+        training = self.file.training
+        if self.silo_level:  # the update leaves once, and nothing hides which units were in it
+            return Gaussian(noise_multiplier=noise)
+        return Gaussian(noise_multiplier=noise, sampling_rate=training.sampling_rate, steps=training.steps)
 
     @property
     def masked(self) -> bool:
@@ -114,11 +147,7 @@ class Study:
         """Return what the update of one round is, as a release."""
         if not self.private:
             return (Exact(what="model update"),)
-        training = self.file.training
-        noise_multiplier = self.noise_multiplier
-        return (
-            Gaussian(noise_multiplier=noise_multiplier, sampling_rate=training.sampling_rate, steps=training.steps),
-        )
+        return (self.update_event(self.unit_noise_multiplier),)
 
     def count_events(self) -> tuple[Event, ...]:
         """Return what the metric counts of one model are, as a release; nothing where none leave."""

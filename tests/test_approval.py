@@ -47,6 +47,7 @@ from strategies.privacy.admission import admission, open_part, share
 from strategies.privacy.budget import Budget
 from strategies.privacy.dataroot import DataRoot, repeat
 from strategies.privacy.events import Exact, Gaussian
+from strategies.proof.entries import ZERO
 from strategies.statement import read_statement
 from strategies.study import Study, override
 
@@ -141,7 +142,9 @@ def other_key(silo: Silo) -> bytes:
 def _approval(silo: Silo, **changes: str) -> Approval:
     with silo.ledger() as ledger:
         values = {"ledger_id": ledger.pins.ledger_id, "study": STUDY.digest, "data_root": "ward"}
-    return Approval(**(values | {"policy": silo.policy.sha256, "time": "2026-01-31T12:00:00.000Z"} | changes))
+    return Approval(
+        **(values | {"policy": silo.policy.sha256, "roster": ZERO, "time": "2026-01-31T12:00:00.000Z"} | changes)
+    )
 
 
 FORGED: dict[str, tuple[Callable[[Silo], bytes], str]] = {

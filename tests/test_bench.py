@@ -128,7 +128,7 @@ def test_the_command_names_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> 
     assert guarded(app, arguments=["bench", "training", "--network", "lstn"]) == 2
     assert "did you mean 'lstm'?" in capsys.readouterr().err
     assert guarded(app, arguments=["bench", "trainin"]) == 2
-    assert "did you mean 'training'?" in capsys.readouterr().err
+    assert "Did you mean 'training'?" in capsys.readouterr().err
     assert guarded(app, arguments=["bench", "simulation"]) == 1
     assert "not part of this version" in capsys.readouterr().err
 

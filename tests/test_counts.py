@@ -18,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from client.training.noise import SecretRandom, add_noise
+from client.training.noise import add_noise
 from strategies import metrics
 from strategies.counted import groups_of, metrics_of, resolution_of
 from strategies.counts import COARSE_BINS, CountLayout, count
+from strategies.privacy.secret import SecretRandom
 from strategies.sections import METRICS
 
 LAYOUTS = {

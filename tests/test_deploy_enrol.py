@@ -13,10 +13,14 @@ from pathlib import Path
 import pytest
 from coordinators import Consortium, copied, found, passphrases, server_, silo
 from cryptography import x509
+from sites import TEXT
 
 import client.cli
+import client.enrolment
 import server.cli
-from client.enrolment import enrolment, require_enrolled
+from client.enrolment import enrolment, require_enrolled, require_known
+from client.models.base import MODELS
+from client.silo import Silo
 from server.authority import certify
 from server.home import Home
 from strategies.bundle import bundle, digest
@@ -24,6 +28,8 @@ from strategies.command import guarded
 from strategies.enrolment import fingerprint, read_answer, read_request
 from strategies.errors import FedsiloError, ProtocolError, VerificationError
 from strategies.manifest import CODE_VERSION, Manifest, Member
+from strategies.spec import Registries
+from strategies.study import Study, override
 
 
 @pytest.fixture(scope="session")
@@ -157,6 +163,34 @@ def test_a_manifest_beside_the_roster_is_no_manifest(consortium: Consortium) -> 
     other = Manifest(**{**manifest().__dict__, "coordinator": "0" * 64})
     with pytest.raises(ProtocolError, match="coordinator is not the pinned one"):
         require_enrolled(other, consortium.silos[1])
+
+
+MASKED = Study.parse(override(TEXT, {"secagg.enabled": True, "data.test_share": 0}), Registries(models=MODELS))
+
+
+def test_a_masked_study_is_for_the_silos_that_its_officer_saw(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silos that a coordinator adds afterwards could be its own, and a sum over them and one silo is that silo's."""
+    north = Silo.open(consortium.silos[0])
+    before = enrolment(north.folder).roster
+    after = enrolment(north.folder).learn(Home.open(consortium.server).roster().text).roster
+    members = [
+        Member(silo=m.silo, weight=1.0, ledger_id=m.ledger_id, ledger_key=m.ledger_key) for m in after.members.values()
+    ]
+    run = Manifest(run="0" * 32, study="", code="", layout="", roster=tuple(members), coordinator=after.key)
+    require_enrolled(run, north.folder)
+    for hash, sentence in ((before.hash, "'south' of the run joined the roster after"), ("0" * 64, "approve it again")):
+        monkeypatch.setattr(client.enrolment, "approved_roster", lambda *_, hash=hash: hash)
+        with pytest.raises(ProtocolError, match=sentence):
+            require_known(run, MASKED, north)
+    for approved in (after.hash, None):  # None: the policy asks for no approval
+        monkeypatch.setattr(client.enrolment, "approved_roster", lambda *_, hash=approved: hash)
+        require_known(run, MASKED, north)
+    (north.folder / "coordinator" / "answer.json").unlink()
+    with pytest.raises(ProtocolError, match="enrol it with its coordinator"):
+        require_known(run, MASKED, north)
+    require_known(run, Study.parse(TEXT, Registries(models=MODELS)), north)
 
 
 def test_the_bundle_is_the_same_bytes_everywhere_and_holds_no_code() -> None:

@@ -22,6 +22,8 @@ from sklearn import metrics as sk
 
 from client.data import records, tables, tabular
 from client.data.records import Loaded, Part, Selected, split
+from client.models.base import Shape, build, predict
+from client.training.noise import SecretRandom
 from simulations.baselines import fit
 from simulations.partitions import Dirichlet, Iid, Natural, Quantity, Table
 from simulations.silos import REGISTRIES, pooled
@@ -91,12 +93,28 @@ def test_places_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
         assert records.places(mask).dtype == np.int32
 
 
+@pytest.mark.parametrize("share", [0.0, 0.003, 0.5, 0.98, 1.0])
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 1000, 4096])
+def test_marked_rows_are_those_of_numpy(length: int, share: float) -> None:
+    random = np.random.default_rng(length)
+    mask = random.random(length) < share
+    marked, rows = records.Marked(mask), np.flatnonzero(mask)
+    assert len(marked) == len(rows)
+    np.testing.assert_array_equal(marked[np.arange(len(rows))], rows)
+    wanted = random.integers(0, max(1, len(rows)), 50 if len(rows) else 0)
+    np.testing.assert_array_equal(marked[wanted], rows[wanted])
+    with pytest.raises(IndexError):
+        marked[np.array([len(rows)])]
+
+
 # --- bytes a row --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unit", ["", 'unit = "person"'])
-def test_a_row_on_disk_holds_ten_bytes(unit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A label of one byte, a unit and a place of four each; the inputs stay on disk."""
+@pytest.mark.parametrize(("unit", "most"), [("", 1.5), ('unit = "person"', 5.5)])
+def test_a_row_on_disk_holds_a_label_and_its_unit(
+    unit: str, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A label of one byte, three bits for its place, four bytes for a unit if a column names it; inputs stay on disk."""
     monkeypatch.setattr(records, "IN_MEMORY_BYTES", 2**16)
     rows, agreed = 200_000, study(unit)
     frame(rows).write_parquet(tmp_path / "t.parquet")
@@ -104,18 +122,18 @@ def test_a_row_on_disk_holds_ten_bytes(unit: str, tmp_path: Path, monkeypatch: p
         lambda: split(tabular.load(tmp_path / "t.parquet", agreed, {}, tmp_path / "scratch"), seed=1, test_share=0.2)
     )
     assert isinstance(found.train.x, Selected) and len(found.train.y) + len(found.held_out.y) == rows
-    assert 9 <= held / rows <= 10
+    assert most - 0.5 < held / rows <= most
 
 
-@pytest.mark.parametrize("unit", [False, True])
-def test_a_split_needs_forty_bytes_a_row_at_most(unit: bool) -> None:
+@pytest.mark.parametrize(("unit", "bytes_a_row"), [(False, 5), (True, 25)])
+def test_a_split_needs_few_bytes_a_row(unit: bool, bytes_a_row: int) -> None:
     rows = 100_000
     person = pl.Series(np.arange(rows) // 3).cast(pl.String)
     loaded = Loaded(
         x=_Inputs(rows), y=np.zeros(rows, np.int8), keys=person if unit else np.arange(rows, dtype=np.int32)
     )
     found, held, most = counted(lambda: split(loaded, seed=1, test_share=0.2))
-    assert held / rows <= 10 and most / rows <= 40
+    assert held / rows <= 6 and most / rows <= bytes_a_row
     assert found.train.units + found.held_out.units == (rows + 2) // 3 if unit else rows
 
 
@@ -152,6 +170,21 @@ def test_a_natural_partition_is_the_column_whatever_its_type() -> None:
     for column in (pl.Series("s", texts), pl.Series("s", texts).cast(pl.Categorical)):
         table = Table(label=np.zeros(6, np.int8), frame=column.to_frame())
         assert Natural(column="s").assign(table, 3, np.random.default_rng(0)).tolist() == [1, 2, 0, 1, 2, 0]
+
+
+def test_scores_of_many_are_held_once() -> None:
+    import torch
+
+    agreed, rows = study(), 500_000
+    shape = Shape.of_study(agreed)
+    module, x = build(agreed.model, shape, 1), torch.zeros(rows, 8)
+    scores, _, most = counted(lambda: predict(module, x, shape))
+    assert scores.nbytes == 16 * rows and most <= scores.nbytes + 3 * rows
+
+
+def test_a_sample_of_many_needs_no_list_of_all() -> None:
+    _, _, most = counted(lambda: SecretRandom().poisson_sample(3_000_000, 0.001))
+    assert most < 3_000_000
 
 
 def test_a_comparison_needs_forty_bytes_a_row_at_most() -> None:
@@ -226,14 +259,14 @@ def test_metrics_do_not_depend_on_how_many_are_looked_at_together(task: str, mon
     assert metrics.evaluate(scores, labels, names) == pytest.approx(whole, abs=1e-12)
 
 
-def test_metrics_of_many_need_three_times_the_scores_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_many_need_as_much_as_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     second = random.random(400_000)
     scores, labels = np.stack([1 - second, second], axis=1), (random.random(400_000) < second).astype(np.int8)
     monkeypatch.setattr(metrics, "MANY", 10)
     names = ("accuracy", "auroc", "auprc", "brier", "balanced_accuracy", "f1", "ece")
     _, _, most = counted(lambda: metrics.evaluate(scores, labels, names))
-    assert most <= 3 * scores.nbytes
+    assert most <= 1.25 * scores.nbytes
 
 
 # --- a whole run --------------------------------------------------------------------------------------------
@@ -257,16 +290,32 @@ print(outcome.facts["simulation"]["test_records"], outcome.facts["metrics"]["aur
 """
 
 
-def test_a_narrow_table_trains_in_little_memory(full_tier: bool, tmp_path: Path) -> None:
-    """2 GB of rows with four columns, the hardest case, for there are 48 million; a small file in the smaller tier."""
+def _write_csv(path: Path, block: pl.DataFrame, times: int) -> None:
+    text = block.write_csv(include_header=False).encode()
+    with path.open("wb") as file:
+        file.write((",".join(block.columns) + "\n").encode())
+        for _ in range(times):
+            file.write(text)
+
+
+def _write_parquet(path: Path, block: pl.DataFrame, times: int) -> None:
+    table = block.to_arrow()
+    with pa.parquet.ParquetWriter(path, table.schema, use_dictionary=["label"]) as writer:
+        for _ in range(times):
+            writer.write_table(table)
+
+
+WRITERS = {"csv": _write_csv, "parquet": _write_parquet}
+
+
+@pytest.mark.parametrize(("suffix", "row_bytes"), [("csv", 45), ("parquet", 32)])
+def test_a_narrow_table_trains_in_little_memory(suffix: str, row_bytes: int, full_tier: bool, tmp_path: Path) -> None:
+    """2 GB of rows with four columns, the hardest case: 48 or 67 million rows; a small file in the smaller tier."""
     size, limit = (2 * 2**30, 1536) if full_tier else (20 * 2**20, 480)
-    (tmp_path / "study.toml").write_text(study().text)
-    block = frame(100_000).write_csv(include_header=False).encode()
-    with (tmp_path / "t.csv").open("wb") as file:
-        file.write((",".join([*COLUMNS, "label", "person"]) + "\n").encode())
-        for _ in range(size // len(block) + 1):
-            file.write(block)
+    (tmp_path / "study.toml").write_text(study().text.replace("t.csv", f"t.{suffix}"))
+    blocks = size // (100_000 * row_bytes) + 1
+    WRITERS[suffix](tmp_path / f"t.{suffix}", frame(100_000).drop("person"), blocks)
     done = subprocess.run([sys.executable, "-c", RUN, tmp_path], capture_output=True, text=True, check=True)
     tested, auroc, grown = (float(text) for text in done.stdout.split())
-    assert tested > 0.15 * 100_000 * (size // len(block)) and auroc > 0.7
+    assert tested > 0.19 * 100_000 * blocks and auroc > 0.7
     assert 50 < grown < limit

@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from client.training.noise import GRID, ROUNDING, SecretRandom, add_noise
+from client.training.noise import ROUNDING, add_noise
+from strategies.privacy import secret as secret_file
+from strategies.privacy.secret import GRID, SecretRandom, sample
 
 FALSE_ALARM = 1e-9  # of each statistical test: one in a billion runs fails by chance
 CLIP = 0.3
@@ -127,6 +129,16 @@ def test_poisson_rate(rate: float, scaled: Callable[..., int]) -> None:
 def test_a_sample_is_a_sorted_subset(units: int, rate: float) -> None:
     sample = SecretRandom().poisson_sample(units, rate)
     assert sorted(set(sample.tolist())) == sample.tolist() and set(sample.tolist()) <= set(range(units))
+
+
+@pytest.mark.parametrize("count", [0, 1, 6, 7, 8, 50])
+def test_a_sample_drawn_in_pieces_is_that_of_the_whole(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secret_file, "_AT_ONCE", 7)
+    answers = np.random.default_rng(count).random(count) < 0.4
+    rest = iter(answers)
+    got = sample(count, lambda some: np.fromiter((next(rest) for _ in range(some)), bool, some))
+    np.testing.assert_array_equal(got, np.flatnonzero(answers))
+    assert got.dtype == np.intp and next(rest, None) is None
 
 
 def test_rate_one_takes_all_and_a_threshold_is_rounded_down(monkeypatch: pytest.MonkeyPatch) -> None:

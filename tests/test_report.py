@@ -119,6 +119,8 @@ def facts(**changes: Any) -> dict[str, Any]:
             "noise": "Gaussian by entropy",
             "floating_point": "Gaussian on a grid",
             "secure_aggregation": False,
+            "observer": ["sees everything that {silo} sent", "what each silo sent"],
+            "silo_level": None,
         },
         "silos": [silo("north", 2.4321, 0.9194), silo("south", 1.5, 0.8176)],
         "never_joined": ["policy", "policy", "budget"],

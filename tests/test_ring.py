@@ -147,7 +147,7 @@ def test_all_silos_at_the_largest_value(silos: int, reach: float, bits: int) -> 
 
 
 def test_words_may_be_written_where_they_are_sent_from() -> None:
-    place = bytearray(TRAIN.size_bytes)
+    place = bytearray(b"\xff" * TRAIN.size_bytes)
     words = TRAIN.encode([np.ones(5), np.ones(2)], out=TRAIN.read(place))
     assert bytes(place) == words.tobytes() == TRAIN.encode([np.ones(5), np.ones(2)]).tobytes()
 

@@ -34,7 +34,6 @@ from client.ledger import Ledger
 from client.models.base import build, load_weights, predict, weights_of
 from client.round import Shape, finish, join, model_layout, train
 from client.silo import RunState, Silo
-from client.training.noise import SecretRandom
 from server.app import app as server_app
 from simulations.engines import inline
 from simulations.silos import REGISTRIES, complete, make_silos
@@ -44,6 +43,7 @@ from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, R
 from strategies.manifest import CODE_VERSION, Manifest, Member
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.budget import Budget
+from strategies.privacy.secret import SecretRandom
 from strategies.statement import read_statement
 from strategies.study import Study, override
 
@@ -244,13 +244,25 @@ def test_a_retry_is_the_same_bytes_and_is_charged_once(silo: Silo) -> None:
 
 def test_the_update_is_weighted_by_the_manifest(tmp_path: Path) -> None:
     plain = Study.parse(TEXT.replace("noise_multiplier = 2.0", 'mechanism = "none"'), REGISTRIES)
-    silo = Silo.open(make_silos(plain, FRAME, tmp_path)[0])  # registered as public data
+    folder = make_silos(plain, FRAME, tmp_path)[0]  # registered as public data
+    silo = Silo.open(folder)
     assert math.isinf(silo.budget().epsilon)
-    roster = (Member(silo="silo-1", weight=2.5), *[Member(silo=f"silo-{number}", weight=1.0) for number in (2, 3)])
     once = trained(silo, request(study=plain), plain)
-    other = "f" * 32
-    weighted = trained(silo, request(study=plain, manifest=manifest(plain, run=other, roster=roster)), plain)
+    settings = (folder / "silo.toml").read_text()
+    (folder / "silo.toml").write_text(f"weight = 2.5\n{settings}")
+    heavy = Silo.open(folder)
+    declared = plain.with_values({"strategy.weights": "declared"}, REGISTRIES)
+
+    def asked(weight: float, run: str, study: Study) -> wire.Train:
+        roster = (Member(silo="silo-1", weight=weight), *[Member(silo=f"silo-{n}", weight=1.0) for n in (2, 3)])
+        return request(study=study, manifest=manifest(study, run=run, roster=roster))
+
+    weighted = trained(heavy, asked(2.5, "f" * 32, declared), declared)
     np.testing.assert_allclose(weighted.update, 2.5 * once.update, rtol=1e-6)
+    with pytest.raises(ProtocolError, match="another weight than it declares"):
+        prepare(asked(1.0, "e" * 32, declared), declared, heavy)
+    with pytest.raises(ProtocolError, match="weighs all silos alike"):
+        prepare(asked(2.5, "d" * 32, plain), plain, heavy)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
@@ -285,7 +297,7 @@ def test_a_round_that_was_not_agreed_is_refused_before_the_ledger(what: str, sil
 
 @pytest.mark.parametrize(
     "changes",
-    [{"layout": "0" * 64}, {"roster": (Member(silo="silo-1", weight=9.0),)}, {"code": "9"}],
+    [{"layout": "0" * 64}, {"roster": (Member(silo="silo-1", weight=1.0),)}, {"code": "9"}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_a_run_keeps_the_manifest_that_it_began_with(changes: dict[str, Any], silo: Silo) -> None:

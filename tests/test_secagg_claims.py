@@ -119,6 +119,7 @@ def test_a_silo_outside_the_pinned_roster_does_not_join() -> None:
         {name: key for name, key in silo.members.items() if name != silo.name},
         {name: key for name, key in silo.members.items() if name != "silo-002"},
         {**silo.members, "stranger": bytes(32)},
+        {("stranger" if name == silo.name else name): key for name, key in silo.members.items()},
     ):
         other = Silo(name=silo.name, key=silo.key, members=members, expected=silo.expected, floors=silo.floors)
         assert refusal(other, lambda other=other: other.join(world.server.invitation())) is Code.MANIFEST

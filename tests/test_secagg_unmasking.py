@@ -14,6 +14,7 @@ from secagg import FIVE, SEVEN, SIX, Busy, Case, answered, made, refusal
 from secagg_attacker import assert_secret
 
 from strategies.secagg import claims
+from strategies.secagg.boxes import Label, seal
 from strategies.secagg.claims import pair_seed
 from strategies.secagg.encoding import enc, take
 from strategies.secagg.errors import Code, SecaggError, notice
@@ -364,6 +365,18 @@ def test_failing_boxes_of_an_opening(certified: Case) -> None:
     boxes[0][1], boxes[4][2] = bytes(48), bytes(len(boxes[4][2]))
     assert certified.silo.unmask(certified.open(boxes=enc(*boxes))) == notice(Code.ALARM)
     assert certified.state() is State.ABORTED and certified.silo.alarms == [("silo-001", "silo-005")]
+
+
+def test_shares_in_the_wrong_box_are_absent(certified: Case) -> None:
+    """Two shares in the b box and one less in the e box: as many as there should be, and none in its place."""
+    boxes = [list(take(box)) for box in take(OpenBody.read(Ask.read(certified.ask()).body).boxes)]
+    key = Peers.read(certified.world.silos["silo-001"].store.rows[PEERS]).keys["silo-000"]
+    label = Label(
+        type="b", ctx=Ask.read(certified.ask()).ctx, nonce=boxes[0][0], sender="silo-001", receiver="silo-000"
+    )
+    boxes[0][1:] = [seal(key, label, [bytes(32)] * 2), seal(key, replace(label, type="e"), [bytes(32)] * 5)]
+    reply = Opening.read(certified.silo.unmask(certified.open(boxes=enc(*boxes))), b"")
+    assert (reply.shares[1], reply.pairs[0]) == (b"", ())
 
 
 # --- which request ------------------------------------------------------------------------------------------

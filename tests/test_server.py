@@ -8,6 +8,7 @@ nodes); behind it are silos written here, or the real ones of the inline engine.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -27,6 +28,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from scipy import stats
 
 from client.app import app as client_app
 from client.models.base import Shape, build, load_weights, predict, weights_of
@@ -383,6 +385,34 @@ def test_too_few_survivors_leave_the_model_and_are_charged() -> None:
     assert progress.state == State(weights=START) and progress.state.round == 0
     line = progress.lines[0]
     assert (line["dropped"], line["aggregated"]) == (2, False) and all(value > 0 for value in line["epsilon"].values())
+
+
+@pytest.mark.parametrize("mechanism", ["central-gaussian", "local-gaussian"])
+def test_a_trusted_server_noises_the_sum_of_clipped_updates(mechanism: str, scaled: Callable[..., int]) -> None:
+    """sigma = 2, C = 1.5, three silos: noise of sd 2 x 1.5 / 3 on the mean; 9000 in each parameter is clipped to C.
+
+    False alarms: 1e-9 a test. With local noise the server adds none: silos that are written here send none either.
+    """
+    size = scaled(20_000)
+    values = {"privacy.mechanism": mechanism, "privacy.clip_norm": 1.5, "cohort.round_timeout_s": 5.0}
+    study = Study.parse(override(TEXT, values), REGISTRIES)
+    sent = [np.full(size, value, np.float32) for value in (0.001, -0.002, 9000.0)]
+    nodes = {node: says(updated(silo, 1, vector)) for node, silo, vector in zip((1, 2, 3), SILOS, sent, strict=True)}
+    start = np.zeros(size, np.float32)
+    chosen, progress = rounds.choose(study, roster_of(dict.fromkeys(SILOS, 1.0)), Progress(state=State(weights=start)))
+    after = rounds.run_round(FakeGrid(nodes), study, roster_of(dict.fromkeys(SILOS, 1.0)), chosen, progress, None)
+    moved = after.state.weights.astype(np.float64)
+    if mechanism == "local-gaussian":
+        np.testing.assert_allclose(moved, sum(v.astype(np.float64) for v in sent) / 3, rtol=1e-6)
+        return
+    mean = (-0.001 + 1.5 / math.sqrt(size)) / 3
+    noise = (moved - mean) / (2 * 1.5 / 3)
+
+    def accepts(deviation: float) -> bool:
+        return bool(stats.kstest(noise / deviation, "norm").pvalue > 1e-9)
+
+    assert accepts(1.0) and not accepts(2 / 3) and not accepts(3 / 2)
+    assert abs(moved.mean() - mean) < 6.2 / math.sqrt(size)  # unclipped, the third would move it by 3000
 
 
 def test_a_silo_that_refused_is_asked_no_more() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from simulations.sweep import Row, Table, markdown, shown, sweep, write
 from strategies.errors import StudyError
+from strategies.sections import Mechanism
 from strategies.study import override
 
 STUDY = """
@@ -107,6 +108,32 @@ def test_a_metric_that_a_seed_does_not_define_has_no_mean() -> None:
 def test_an_override_without_a_value_removes_the_key() -> None:
     text = override(STUDY, {"privacy.noise_multiplier": None, "privacy.epsilon": 3.0, "privacy.delta": None})
     assert "noise_multiplier" not in text and "epsilon = 3.0" in text and "delta" not in text
+
+
+def test_mechanisms_are_compared_at_equal_epsilon(tmp_path: Path) -> None:
+    a = np.random.default_rng(0).normal(size=120)
+    pl.DataFrame({"a": a, "label": np.where(a > 0, "yes", "no")}).write_csv(tmp_path / "records.csv")
+    (tmp_path / "study.toml").write_text(STUDY)
+    asked: list[Mechanism] = ["dp-sgd", "local-gaussian", "distributed-gaussian", "central-gaussian"]
+    values = {"epsilons": (8.0,), "mechanisms": asked, "seeds": (1,), "overrides": {}, "out": tmp_path / "runs"}
+    table = sweep(str(tmp_path / "study.toml"), **values, tell=lambda _: None)  # type: ignore[arg-type]
+    assert [row.setting for row in table.rows[3:]] == [
+        "federated, dp-sgd (trusts nobody), epsilon 8",
+        "federated, local-gaussian (trusts nobody), epsilon 8",
+        "federated, distributed-gaussian (trusts the masks), epsilon 8",
+        "federated, central-gaussian (trusts the server), epsilon 8",
+    ]
+    reports = {
+        facts["privacy"]["mechanism"]: facts
+        for path in (tmp_path / "runs").rglob("report.json")
+        if (facts := json.loads(path.read_text()))
+    }
+    for row, mechanism in zip(table.rows[3:], asked, strict=True):
+        facts = reports[mechanism]
+        assert (row.mechanism, row.epsilon) == (mechanism, 8.0) and facts["privacy"]["target_epsilon"] == 8.0
+        assert all(7.9 < silo["epsilon"] <= 8 for silo in facts["silos"])
+        assert row.values == {name: [facts["metrics"][name]] for name in table.metrics}
+    assert (write([table], tmp_path) / "utility.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_what_is_wrong_is_told_before_the_first_run(tmp_path: Path) -> None:

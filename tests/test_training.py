@@ -20,12 +20,12 @@ from client.models.base import MODELS, Shape, build, weights_of
 from client.training import local
 from client.training.local import Plan, train
 from client.training.losses import row_loss
-from client.training.noise import GRID, SecretRandom
 from strategies.base import Aux, SumStrategy
 from strategies.errors import RunError
 from strategies.fedavg import FedAvg
 from strategies.fedprox import FedProx
 from strategies.optimizers import Adam, AdamW, Sgd
+from strategies.privacy.secret import GRID, SecretRandom
 
 SHAPE = Shape(inputs=(4,), outputs=1, task="classification")
 PLAIN = Plan(

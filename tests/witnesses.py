@@ -15,7 +15,12 @@ from strategies.proof.entries import public_hex
 from strategies.proof.heads import countersign
 from strategies.proof.lists import receipts_text, sign_list
 
-COORDINATOR, PEER = (Ed25519PrivateKey.from_private_bytes(letter * 32) for letter in (b"c", b"p"))
+
+def _key(letter: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(letter.encode() * 32)
+
+
+COORDINATOR, PEER = _key("c"), _key("f")  # the first of the others is the peer that signs
 Sent = TypeVar("Sent", wire.Train, wire.Close)
 
 
@@ -28,11 +33,10 @@ def witnessed(message: Sent, silo: Silo, *, peer: bool = True) -> Sent:
     with silo.ledger() as ledger:
         pins, head = ledger.pins, ledger.head()
         there = ledger.entry(run=agreed.run, round=message.received, kind="release") is not None
-    known = {silo.name: (pins.ledger_id, head.key)}
-    other = "f" * 64, public_hex(PEER)
-    roster = tuple(
-        replace(m, ledger_id=known.get(m.silo, other)[0], ledger_key=known.get(m.silo, other)[1]) for m in agreed.roster
-    )
+    others = [member.silo for member in agreed.roster if member.silo != silo.name]
+    known = {name: (digit * 64, public_hex(_key(digit))) for name, digit in zip(others, "fedba", strict=False)}
+    known[silo.name] = pins.ledger_id, head.key
+    roster = tuple(replace(m, ledger_id=known[m.silo][0], ledger_key=known[m.silo][1]) for m in agreed.roster)
     agreed = replace(agreed, roster=roster, coordinator=public_hex(COORDINATOR))
     round = message.round if isinstance(message, wire.Train) else 4
     receipts = (countersign(head, COORDINATOR), countersign(head, PEER))[: 1 + peer]

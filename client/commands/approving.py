@@ -22,6 +22,7 @@ from client.commands.access import (
     simulated,
 )
 from strategies.errors import Refusal, RefusalCode
+from strategies.privacy.silo_level import warning
 
 if TYPE_CHECKING:
     from client.silo import Silo
@@ -113,7 +114,10 @@ def describe(silo: Silo, study: Study, whole: Admission) -> dict[str, Any]:
         "rounds": file.study.rounds,
         "releases_per_round": _releases(study),
         "secagg": file.secagg.enabled,
+        "mechanism": file.privacy.mechanism,
+        "warning": warning(study, file.cohort.min_silos),
         "max_colluding": file.secagg.max_colluding,
+        "silos": _known(silo),
         "gate": whole.root.gate,
         "order": whole.root.order,
         "delta": whole.root.delta,
@@ -148,12 +152,18 @@ def _columns(study: Study) -> list[str]:
 
 def _releases(study: Study) -> list[str]:
     training, privacy = study.file.training, study.file.privacy
-    found = ["one model update WITHOUT differential privacy"]
-    if study.private:
-        found = [
-            f"one model update: {training.steps} steps, each with noise {study.noise_multiplier:g} x clip norm "
-            f"{privacy.clip_norm:g} on a sample of rate {training.sampling_rate:g}"
-        ]
+    noise = f"noise {study.noise_multiplier:g} x clip norm {privacy.clip_norm:g}"
+    found = [
+        {
+            "dp-sgd": f"one model update: {training.steps} steps, each with {noise} on a sample of rate "
+            f"{training.sampling_rate:g}",
+            "local-gaussian": f"one model update, clipped as a whole, with {noise}",
+            "distributed-gaussian": f"one model update, clipped as a whole, with a share of {noise} under its mask",
+            "central-gaussian": f"one model update, clipped as a whole, EXACT: the server is trusted to add {noise} "
+            "to the sum",
+            "none": "one model update WITHOUT differential privacy",
+        }[privacy.mechanism]
+    ]
     if study.release == "noisy":
         found.append(f"metric counts with noise {study.file.evaluation.noise_multiplier:g} x their sensitivity")
     elif study.release == "masked":
@@ -190,6 +200,7 @@ def _show(facts: dict[str, Any]) -> None:
         ("strategy", f"{facts['strategy']}, {facts['rounds']} rounds"),
         ("leaves each round", "; ".join(facts["releases_per_round"])),
         ("seen by the server", _seen(facts)),
+        *([("in a sum with", ", ".join(facts["silos"]) or "no roster is known here")] if facts["secagg"] else []),
         ("this study, PLD", f"epsilon {_number(epsilon['pld_study'])} at delta {facts['delta']:g}, at worst"),
         ("all to date, PLD", f"epsilon {_number(epsilon['pld_to_date'])} with it"),
         (
@@ -199,16 +210,26 @@ def _show(facts: dict[str, Any]) -> None:
         ),
         ("fits", "yes, to its end" if facts["fits"] else "NO"),
         ("would fit at most", _at_most(facts)),
+        *([("warning", facts["warning"])] if facts["warning"] else []),
     ]
     for row in rows:
         table.add_row(*row)
     console().print(table)
 
 
+def _known(silo: Silo) -> list[str]:
+    """Return the silos of the roster as it is known here: with masks, the approval is for sums over these alone."""
+    from client.enrolment import roster_of
+
+    roster = roster_of(silo.folder)
+    return sorted(roster.members) if roster else []
+
+
 def _seen(facts: dict[str, Any]) -> str:
     if not facts["secagg"]:
         return "this silo's own update"
-    return f"only sums over silos, as long as at most {facts['max_colluding']} of them collude with it"
+    exact = "exact " * (facts["mechanism"] == "central-gaussian")
+    return f"only {exact}sums over silos, as long as at most {facts['max_colluding']} of them collude with it"
 
 
 def _at_most(facts: dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ period = "lifetime"
 gate = "rdp"                     # rdp: studies may be chosen as they come; preregistered: one plan, fixed at register
 
 [require]
-mechanism = "dp-sgd"
+mechanism = "dp-sgd"             # or local-gaussian, distributed-gaussian, central-gaussian (trusts the server), none
 secagg = false
 min_cohort = 3
 max_sampling_rate = 0.1

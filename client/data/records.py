@@ -31,6 +31,7 @@ Keys = pl.Series | Sequence[str] | Integers
 IN_MEMORY_BYTES = 64 * 2**20  # records that need more than this stay on disk
 _ROWS = np.dtype(np.int32)  # places of rows: a silo has fewer than 2^31
 _BLOCK = 2**20
+_BYTES = 8  # of a block of `Marked`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +42,19 @@ class Part:
         x: (rows, ...) inputs: a tensor, or something that reads rows from disk.
         y: (rows,) class indices in the smallest type that holds them; (rows, labels) float32 of 0 and 1 in multilabel;
             (rows,) float32 in regression.
-        unit_of_row: (rows,) unit of each row, numbered from 0 without gaps.
+        unit_of_row: (rows,) unit of each row, numbered from 0 without gaps; None where each row is a unit of its own.
         groups: by group column, (rows,) index of the row's value among the study's values, -1 for none of them.
     """
 
     x: torch.Tensor | Inputs
     y: torch.Tensor
-    unit_of_row: Integers
+    unit_of_row: Integers | None = None
     groups: Mapping[str, Integers] = field(default_factory=dict)
 
     @property
     def units(self) -> int:
         """Number of units; a private quantity."""
-        return int(self.unit_of_row.max()) + 1 if len(self.unit_of_row) else 0
+        return len(self.y) if self.unit_of_row is None else int(self.unit_of_row.max(initial=-1)) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,10 @@ class Records:
     @property
     def size_bytes(self) -> int:
         """Memory that the records take, about."""
-        return sum(_memory(part.x) + _memory(part.y) + part.unit_of_row.nbytes for part in (self.train, self.held_out))
+        return sum(
+            _memory(part.x) + _memory(part.y) + (0 if part.unit_of_row is None else part.unit_of_row.nbytes)
+            for part in (self.train, self.held_out)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +103,10 @@ class Loaded:
 def split(loaded: Loaded, *, seed: int, test_share: float) -> Records:
     """Return the records in two parts; all rows of a unit are on one side."""
     names, unit_of_row = _units(loaded.keys)
-    held_out = _held_out(names, seed, test_share)[unit_of_row]
+    held_out = _of_rows(_held_out(names, seed, test_share), unit_of_row)
     return Records(
-        train=_part(loaded, unit_of_row, places(~held_out)),
-        held_out=_part(loaded, unit_of_row, places(held_out)),
+        train=_part(loaded, unit_of_row, ~held_out),
+        held_out=_part(loaded, unit_of_row, held_out),
         notes=loaded.notes,
     )
 
@@ -123,7 +127,11 @@ def held_out_rows(keys: Keys, seed: int, share: float) -> NDArray[np.bool_]:
     A unit's rows are on one side, and the side of a unit does not depend on which other units are there.
     """
     names, unit_of_row = _units(keys)
-    return _held_out(names, seed, share)[unit_of_row]
+    return _of_rows(_held_out(names, seed, share), unit_of_row)
+
+
+def _of_rows(of_units: NDArray[np.bool_], unit_of_row: Integers | None) -> NDArray[np.bool_]:
+    return of_units if unit_of_row is None else of_units[unit_of_row]
 
 
 def _held_out(names: pl.Series | Integers, seed: int, share: float) -> NDArray[np.bool_]:
@@ -136,10 +144,10 @@ def _held_out(names: pl.Series | Integers, seed: int, share: float) -> NDArray[n
     return np.fromiter(map(side, names), dtype=bool, count=len(names))
 
 
-def _units(keys: Keys) -> tuple[pl.Series | Integers, Integers]:
-    """Return the distinct keys, and the place of each row's key among them."""
+def _units(keys: Keys) -> tuple[pl.Series | Integers, Integers | None]:
+    """Return the distinct keys, and the place of each row's key among them; None where each row has one for itself."""
     if isinstance(keys, np.ndarray):
-        return keys, np.arange(len(keys), dtype=_ROWS)
+        return keys, None
     texts = pl.Series(keys, dtype=pl.String)
     unit_of_row = texts.rank("dense").to_numpy().astype(_ROWS) - _ROWS.type(1)  # the leanest way: no table of texts
     return texts[_first_rows(unit_of_row, int(unit_of_row.max(initial=-1)) + 1)], unit_of_row
@@ -161,17 +169,16 @@ def _renumbered(codes: Integers, count: int) -> Integers:
     return number[codes]
 
 
-def _part(loaded: Loaded, unit_of_row: Integers, rows: Integers) -> Part:
+def _part(loaded: Loaded, unit_of_row: Integers | None, mine: NDArray[np.bool_]) -> Part:
     import torch
 
-    if isinstance(loaded.keys, np.ndarray):  # each row is a unit of its own
-        units: Integers = np.arange(len(rows), dtype=_ROWS)
-    else:
-        units = _renumbered(unit_of_row[rows], int(unit_of_row.max(initial=-1)) + 1)
-    chosen = torch.from_numpy(rows)
-    x = loaded.x[chosen] if isinstance(loaded.x, torch.Tensor) else Selected(loaded.x, rows)
-    groups = {name: codes[rows] for name, codes in loaded.groups.items()}
-    return Part(x=x, y=torch.from_numpy(np.ascontiguousarray(loaded.y[rows])), unit_of_row=units, groups=groups)
+    units = None
+    if unit_of_row is not None:
+        units = _renumbered(unit_of_row[mine], int(unit_of_row.max(initial=-1)) + 1)
+    in_memory = isinstance(loaded.x, torch.Tensor)
+    x = loaded.x[torch.from_numpy(places(mine))] if in_memory else Selected(loaded.x, Marked(mine))
+    groups = {name: codes[mine] for name, codes in loaded.groups.items()}
+    return Part(x=x, y=torch.from_numpy(np.ascontiguousarray(loaded.y[mine])), unit_of_row=units, groups=groups)
 
 
 def _memory(x: torch.Tensor | Inputs) -> int:
@@ -190,10 +197,35 @@ def positions(rows: slice | torch.Tensor | Positions, count: int) -> Positions:
     return np.asarray(rows, dtype=np.int64)
 
 
+class Marked:
+    """The rows that a mask marks, in order, found by a count of the marks before each block (Jacobson 1989).
+
+    It takes a fifth of a byte for each row of the mask, where a list of the rows would take four for each that it has.
+
+    Args:
+        mask: (rows,).
+    """
+
+    def __init__(self, mask: NDArray[np.bool_]) -> None:
+        bits = np.packbits(mask)
+        self._bits = np.pad(bits, (0, -len(bits) % _BYTES)).reshape(-1, _BYTES)
+        marks = np.bitwise_count(self._bits).sum(1, dtype=_ROWS)
+        self._before = np.concatenate([np.zeros(1, _ROWS), np.cumsum(marks, dtype=_ROWS)])
+
+    def __len__(self) -> int:
+        return int(self._before[-1])
+
+    def __getitem__(self, wanted: Positions) -> Positions:
+        block = np.searchsorted(self._before, wanted, side="right") - 1
+        up_to = np.cumsum(np.unpackbits(self._bits[block], axis=1), axis=1, dtype=np.uint8)
+        inside = np.count_nonzero(up_to <= (wanted - self._before[block])[:, None], axis=1)
+        return np.asarray(block * (8 * _BYTES) + inside, dtype=np.int64)
+
+
 class Selected:
     """Some rows of other inputs."""
 
-    def __init__(self, inputs: Inputs, rows: Integers) -> None:
+    def __init__(self, inputs: Inputs, rows: Integers | Marked) -> None:
         self._inputs, self._rows = inputs, rows
 
     @property

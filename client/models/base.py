@@ -208,7 +208,7 @@ def predict(module: nn.Module, x: torch.Tensor | Inputs, shape: Shape, *, rows_a
     """
     import torch
 
-    parts = []
+    scores = np.empty((0, 0))
     device = next(module.parameters()).device
     at_once = rows_at_once or max(16, min(4096, _VALUES_AT_ONCE // max(1, features(shape))))
     was_training = module.training
@@ -216,9 +216,11 @@ def predict(module: nn.Module, x: torch.Tensor | Inputs, shape: Shape, *, rows_a
     with torch.no_grad():
         for start in range(0, max(len(x), 1), at_once):
             rows = x[start : start + at_once].to(device)
-            parts.append(_scores(module(rows).double(), shape).cpu().numpy())
+            some = _scores(module(rows).double(), shape).cpu().numpy()
+            if not start:
+                scores = np.empty((len(x), some.shape[1]))  # at once, for there may be many
+            scores[start : start + len(some)] = some
     module.train(was_training)
-    scores = np.concatenate(parts)
     if not np.isfinite(scores).all():
         raise RunError("the model's output is not a finite number; lower the learning rate of training.optimizer")
     return scores

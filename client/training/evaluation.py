@@ -16,9 +16,10 @@ from torch import nn
 
 from client.data.records import Part
 from client.models.base import Shape, predict
-from client.training.noise import SecretRandom, add_noise
+from client.training.noise import add_noise
 from strategies import metrics
 from strategies.counts import CountLayout, count
+from strategies.privacy.secret import SecretRandom
 from strategies.study import Study
 
 

@@ -19,11 +19,12 @@ from client.data.records import Part
 from client.models.base import Shape, flat_parameters
 from client.training.gradients import clipped_sum, mean_gradient
 from client.training.losses import row_loss
-from client.training.noise import SecretRandom, add_noise
+from client.training.noise import add_noise
 from strategies.base import Aux, Strategy
 from strategies.errors import RunError
 from strategies.layout import Vector
 from strategies.optimizers import Adam, AdamW, Optimizer, Sgd
+from strategies.privacy.secret import SecretRandom, sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Plan:
     """The public settings of local training.
 
     Args:
-        private: DP-SGD, or plain.
+        private: DP-SGD, or plain (also where the whole update is made private after it).
         sampling_rate: probability of each unit in a step's sample.
         steps: steps of the round.
         expected_batch_size: units a step is divided by; public, so it tells nothing of the silo's size.
@@ -66,7 +67,7 @@ class _SeededRandom:
         self._generator = np.random.Generator(np.random.PCG64(seed))
 
     def poisson_sample(self, count: int, rate: float) -> NDArray[np.intp]:
-        return np.flatnonzero(self._generator.random(count) < rate)
+        return sample(count, lambda some: self._generator.random(some) < rate)
 
     def permutation_keys(self, count: int) -> NDArray[np.uint64]:
         return self._generator.integers(0, 2**64, count, dtype=np.uint64)
@@ -115,8 +116,8 @@ def gradients_of_steps(
     source: _Source = secret if plan.private else _SeededRandom(plan.seed)
     rows = _Rows(part)
     for _ in range(plan.steps):
-        sample = source.poisson_sample(part.units, plan.sampling_rate)
-        chosen, unit_of_row = rows.of(sample, plan.max_records_per_unit, source)
+        units = source.poisson_sample(part.units, plan.sampling_rate)
+        chosen, unit_of_row = rows.of(units, plan.max_records_per_unit, source)
         batch = (part.x[chosen].to(device), part.y[chosen].to(device))
         if plan.private:
             total = clipped_sum(model, loss, batch, unit_of_row, plan.clip_norm)
@@ -130,12 +131,15 @@ class _Rows:
     """Which rows belong to which unit."""
 
     def __init__(self, part: Part) -> None:
+        self._order = self._starts = None
         owner = part.unit_of_row
-        ordered = bool((owner[1:] >= owner[:-1]).all())
-        self._order = None if ordered else np.argsort(owner, kind="stable")
-        grouped = owner if self._order is None else owner[self._order]
-        single = part.units == len(owner)
-        self._starts = None if single else np.searchsorted(grouped, np.arange(part.units + 1))
+        if owner is None:
+            return
+        if (owner[1:] < owner[:-1]).any():
+            self._order = np.argsort(owner, kind="stable").astype(owner.dtype)
+            owner = owner[self._order]
+        if part.units < len(owner):
+            self._starts = np.searchsorted(owner, np.arange(part.units + 1))
 
     def of(self, units: NDArray[np.intp], most: int, source: _Source) -> tuple[torch.Tensor, NDArray[np.int64]]:
         """Return the rows of these units, at most `most` each (a fresh random choice), and the unit of each row."""

@@ -1,14 +1,11 @@
-"""Noise and sampling that nobody can predict: AES-256-CTR keyed by the operating system.
+"""The noise of a step of DP-SGD, from `strategies.privacy.secret` on a CPU.
 
-The keystream becomes uniform 64-bit integers, Poisson samples and Gaussian noise in float64 (Box & Muller 1958). No
-seed of any file, message or global generator has an influence, so a reader of the study cannot remove the noise. On a
-GPU the noise is drawn there, by Philox-4x32-10 (Salmon et al. 2011) with a new 64-bit key from the operating system for
-each step: what one key's output tells, if anything, ends with the step.
+On a GPU the noise is drawn there, by Philox-4x32-10 (Salmon et al. 2011) with a new 64-bit key from the operating
+system for each step: what one key's output tells, if anything, ends with the step.
 
-Guarantees: the sampling threshold is rounded down, so the true rate is at most the accounted one. `add_noise`
-rounds the sum to a grid of 2^-20 clip norms, which hides the low bits of floating-point values (Mironov 2012, "On
-significance of the least significant bits for differential privacy"); the L2 distance that rounding can add, sqrt(d)
-grid steps here and `ROUNDING` in the sum, is paid for by that much more noise.
+Guarantees: `add_noise` rounds the sum to a grid of 2^-20 clip norms, which hides the low bits of floating-point values
+(Mironov 2012, "On significance of the least significant bits for differential privacy"); the L2 distance that rounding
+can add, sqrt(d) grid steps here and `ROUNDING` in the sum, is paid for by that much more noise.
 """
 
 from __future__ import annotations
@@ -16,68 +13,11 @@ from __future__ import annotations
 import math
 import os
 
-import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from numpy.typing import NDArray
 
-_AT_ONCE = 2**16  # values: what is worked on stays in the cache
-GRID = 2.0**-20  # of the clip norm
+from strategies.privacy.secret import GRID, SecretRandom, rounded_normal
+
 ROUNDING = 2.0**-10  # of the clip norm; see `client.training.gradients`
-
-
-class SecretRandom:
-    """An unpredictable stream; each instance draws its own key from the operating system."""
-
-    def __init__(self) -> None:
-        key = os.urandom(32)
-        self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-        self._zeros = bytes(0)
-
-    def uint64(self, count: int) -> NDArray[np.uint64]:
-        """Return `count` uniform integers below 2^64."""
-        if len(self._zeros) < 8 * count:
-            self._zeros = bytes(8 * count)
-        words = np.empty(count + 2, dtype=np.uint64)  # a cipher asks for a block more than it writes
-        self._stream.update_into(memoryview(self._zeros)[: 8 * count], words.view(np.uint8).data)
-        return words[:count]
-
-    def poisson_sample(self, count: int, rate: float) -> NDArray[np.intp]:
-        """Return the indices, in order, of a sample that holds each of `count` units with probability `rate`."""
-        if rate >= 1:
-            return np.arange(count)
-        return np.flatnonzero(self.uint64(count) < np.uint64(math.floor(rate * 2**64)))
-
-    def permutation_keys(self, count: int) -> NDArray[np.uint64]:
-        """Return sort keys; sorting by them is a uniform random order."""
-        return self.uint64(count)
-
-    def normal(self, count: int, deviation: float = 1.0) -> NDArray[np.float64]:
-        """Return `count` independent normal values of mean 0.
-
-        A pair is r cos(w), r sin(w) with r^2 = -2 log u. With t = tan(w / 2) both follow from one division, since
-        cos w = 2 / (1 + t^2) - 1 and sin w = 2 t / (1 + t^2); tan is several times faster than cos and sin here. Angles
-        have 53 bits like radii: where the noise is many clip norms wide, coarser ones would leave visible rays.
-        """
-        half = (count + 1) // 2
-        words = (self.uint64(2 * half) >> np.uint64(11)).view(np.int64)  # (k + 1/2) / 2^53 is uniform in (0, 1)
-        values = words.astype(np.float64)
-        radius, sine = values[:half], values[half:]
-        radius += 0.5
-        radius *= 2.0**-53
-        np.log(radius, out=radius)
-        radius *= -2.0 * deviation**2
-        np.sqrt(radius, out=radius)
-        sine *= np.pi * 2.0**-53
-        sine -= np.pi / 2 * (1.0 - 2.0**-53)  # half the angle, in (-pi/2, pi/2)
-        np.tan(sine, out=sine)
-        cosine = sine * sine
-        cosine += 1.0
-        np.divide(radius, cosine, out=cosine)
-        cosine *= 2.0
-        sine *= cosine
-        np.subtract(cosine, radius, out=radius)
-        return values[:count]
 
 
 def add_noise(
@@ -97,20 +37,12 @@ def add_noise(
     size, step = len(clipped_sum), GRID * clip_norm
     deviation = noise_multiplier * (1.0 + ROUNDING + math.sqrt(size) * GRID) / GRID  # in steps of the grid
     if clipped_sum.device.type == "cpu":
-        drawn = torch.from_numpy(_drawn(size, deviation, random))
+        drawn = torch.from_numpy(rounded_normal(size, deviation, random))
     else:
         drawn = _drawn_on(clipped_sum.device, size).mul_(deviation).round_()
     # In float64: a quotient in float32 would round sums of many clip norms once more, which nothing pays for.
     drawn.add_((clipped_sum.double() / step).round_())
     return torch.mul(drawn, step, out=drawn).to(clipped_sum.dtype)
-
-
-def _drawn(size: int, deviation: float, random: SecretRandom) -> NDArray[np.float64]:
-    values = np.empty(size)
-    for start in range(0, size, _AT_ONCE):
-        some = values[start : start + _AT_ONCE]
-        np.rint(random.normal(len(some), deviation), out=some)
-    return values
 
 
 def _drawn_on(device: torch.device, count: int) -> torch.Tensor:

@@ -38,7 +38,7 @@ SHARES = (0.0, 0.01, 0.1)  # of the cohort, dropped after they were asked
 _MOST_MASKS = 10  # of a comparison; the silo itself draws as many as there are silos
 _LAYER = 1_000_000  # values of an array that Flower draws at once
 _BARE_BLOCK = 2**20
-_SUM_WORK = 3e10  # values drawn in the sums of a row; beyond it one sum is measured, of many silos
+_MOST_UPLOADS, _MOST_DRAWN = 200, 3e10  # uploads, and values of all masks, of the sums of a row; one sum at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Row:
         silo_answers_cpu_s: the part of it after the upload: signed view and shares.
         silo_setup_cpu_s: once a run: join, check of all keys, first sum of one value.
         server_cpu_s: of all uploads and answers.
-        server_open_cpu_s: the part of it after the last answer: seeds from shares, masks, decoding.
+        server_open_cpu_s: the part of it from the last answers on: seeds from shares, masks, decoding.
         upload_bytes: of one silo.
         answer_bytes: of one silo, after its upload.
         received_bytes: of the server, from all silos.
@@ -78,7 +78,8 @@ class Row:
         flower_mask_ns_per_parameter: likewise, by Flower's functions.
         bare_mask_ns_per_parameter: likewise, AES-256-CTR and addition alone.
         mask_speed_vs_flower: the median over laps of their ratio.
-        ratio_to_bare: `silo_cpu_s` over that of as many bare masks.
+        ratio_to_bare: the median, over uploads beside which the floor was taken, of a silo's seconds over those of as
+            many bare masks.
         note: what is special.
     """
 
@@ -116,7 +117,7 @@ def work(grid: Grid, laps: int) -> float:
 
 
 def _sums(size: int, silos: int, laps: int) -> int:
-    return max(1, min(laps, int(_SUM_WORK / (size * silos**2))))
+    return max(1, min(laps, _MOST_UPLOADS // silos, int(_MOST_DRAWN / (size * silos**2))))
 
 
 def bench(grid: Grid, *, laps: int, tell: Tell, advance: Advance) -> dict[str, Any]:
@@ -138,17 +139,17 @@ def bench(grid: Grid, *, laps: int, tell: Tell, advance: Advance) -> dict[str, A
 
 def _measured(size: int, silos: int, dropped: int, laps: int, advance: Advance) -> Row:
     masks = _masks_in_turn(size, min(silos, _MOST_MASKS), laps)
-    cohort = Cohort(size, silos)
+    cohort = Cohort(size, silos, _bare(np.zeros(size, "<u4"), silos))
     sums = [cohort.run("train", dropped, advance) for _ in range(_sums(size, silos, laps))]
     parts = [part for one in sums for part in one.silos]
-    silo_s = statistics.median(part.upload_s + part.answers_s for part in parts)
+    beside = [(part.upload_s + part.answers_s, part.floor_s) for part in parts if part.floor_s is not None]
     ns = {way: statistics.median(found) for way, found in masks.items()}
     return Row(
         parameters=size,
         silos=silos,
         dropped=dropped,
         sums=len(sums),
-        silo_cpu_s=silo_s,
+        silo_cpu_s=statistics.median(part.upload_s + part.answers_s for part in parts),
         silo_answers_cpu_s=statistics.median(part.answers_s for part in parts),
         silo_setup_cpu_s=cohort.setup_s,
         server_cpu_s=statistics.median(one.server_s for one in sums),
@@ -161,7 +162,7 @@ def _measured(size: int, silos: int, dropped: int, laps: int, advance: Advance) 
         flower_mask_ns_per_parameter=ns["flower"],
         bare_mask_ns_per_parameter=ns["bare"],
         mask_speed_vs_flower=ratio(masks["flower"], masks["fedsilo"]),
-        ratio_to_bare=silo_s / (ns["bare"] * 1e-9 * silos * size),
+        ratio_to_bare=statistics.median(silo_s / floor_s for silo_s, floor_s in beside),
         note="a pair: only where policies say pair_with_local_dp" if silos == 2 else "",
     )
 
@@ -184,7 +185,7 @@ def _masks_in_turn(size: int, masks: int, laps: int) -> dict[str, list[float]]:
         "bare": _bare(words, masks),
         "flower": flower,
     }
-    seconds = in_turn(ways, laps=laps, steps=max(1, 2_000_000 // (size * masks)), clock=time.process_time)
+    seconds = in_turn(ways, laps=laps, steps=max(1, min(10, 2_000_000 // (size * masks))), clock=time.process_time)
     return {way: [1e9 * lap_s / (masks * size) for lap_s in found] for way, found in seconds.items()}
 
 

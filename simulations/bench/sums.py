@@ -34,14 +34,16 @@ Changing = TypeVar("Changing", Claim, Step, UploadStep)
 _CLOCK = time.process_time
 _MODEL, _CONFIG = bytes(32), bytes(32)
 _VECTORS = 3  # different ones; silos take them in turn
+_FLOORS = 3  # last uploads of a sum beside which the floor is taken
 
 
 @dataclass(kw_only=True)
 class Part:
-    """What one sum costs one silo."""
+    """What one sum costs one silo, and beside its upload the bare floor; None where that was not taken."""
 
     upload_s: float = 0.0
     answers_s: float = 0.0
+    floor_s: float | None = None
     upload_bytes: int = 0
     answer_bytes: int = 0
 
@@ -98,9 +100,16 @@ class Silo:
 
 
 class Cohort:
-    """A run that is set up: a third of the silos may collude, all have pinned the directory of keys."""
+    """A run that is set up: a third of the silos may collude, all have pinned the directory of keys.
 
-    def __init__(self, size: int, silos: int) -> None:
+    Args:
+        size: length of the vectors.
+        silos: how many.
+        floor: what is timed beside the last uploads of a sum.
+    """
+
+    def __init__(self, size: int, silos: int, floor: Callable[[], None]) -> None:
+        self._floor = floor
         names = [f"silo-{number:03}" for number in range(silos)]
         keys = {name: Ed25519PrivateKey.generate() for name in names}
         members = {name: key.public_key().public_bytes_raw() for name, key in keys.items()}
@@ -167,6 +176,10 @@ class Cohort:
         silo, vectors = self._silos[name], self._vectors[kind]
         reply = silo.upload(request, vectors[self._number(name) % len(vectors)])
         part.upload_s, part.upload_bytes = silo.spent(), len(reply)
+        if kind == "train" and self._number(name) >= len(self._silos) - _FLOORS:
+            began = _CLOCK()
+            self._floor()
+            part.floor_s = _CLOCK() - began
         advance(float(len(vectors[0]) * len(self._silos)))
         return reply
 

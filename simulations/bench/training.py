@@ -156,7 +156,10 @@ def _fedsilo(network: Network, batch: int, device: torch.device) -> Step:
         optimizer=Sgd(lr=_LR),
         seed=0,
     )
-    part = Part(x=x, y=y, unit_of_row=np.arange(batch))
+    part = Part(
+        x=x,
+        y=y,
+    )
     gradients = local.gradients_of_steps(model.train(), part, network.shape, plan, device)
     weight = flat_parameters(model)
     weight.grad = torch.zeros_like(weight)

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from strategies.errors import AccountingError, SettingError
-from strategies.privacy.accountant import DIGITS, calibrate, epsilon, round_up
+from strategies.privacy.accountant import DIGITS, epsilon, round_up
 from strategies.privacy.budget import Budget
 from strategies.privacy.dataroot import DataRoot, lacking, repeat
-from strategies.privacy.events import Event, Gaussian, merge
+from strategies.privacy.events import Event, merge
 from strategies.study import Study
 
 MOST_ROUNDS = 100_000  # of a study
@@ -139,13 +139,11 @@ class Admission:
         return merge(self.study.all_count_events())
 
     def _with_noise(self, ticks: int) -> tuple[Event, ...]:
-        training = self.study.file.training
-        steps = training.steps * self.study.file.study.rounds
-        update = Gaussian(noise_multiplier=ticks / _UNIT, sampling_rate=training.sampling_rate, steps=steps)
-        return (update, *self._beside())
+        updates = repeat((self.study.update_event(ticks / _UNIT),), self.study.file.study.rounds)
+        return (*updates, *self._beside())
 
     def _least_noise(self) -> int | None:
-        """Return the least noise multiplier, in units of its last decimal, with which the whole study passes."""
+        """Return the least noise over what one unit can move, in units of its last decimal, that passes the gate."""
         low, high = 0, int(_MOST_NOISE * _UNIT)
         if not self._sound(high):
             return None
@@ -167,16 +165,8 @@ class Admission:
 
     def _reachable(self, target: float) -> bool:
         """Return whether the study with this target is valid and passes: the answer is checked, not trusted."""
-        privacy, training = self.study.file.privacy, self.study.file.training
         try:
-            noise = calibrate(
-                target,
-                privacy.delta,
-                sampling_rate=training.sampling_rate,
-                steps=training.steps * self.study.file.study.rounds,
-                accountant=privacy.accountant,
-                beside=self._beside(),
-            )
+            noise = self.study.calibrated(target)
         except SettingError:
             return False
         return self._sound(round(noise * _UNIT))

@@ -16,10 +16,11 @@ from strategies.errors import AccountingError
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Gaussian:
-    """`steps` Gaussian releases of a sum over a Poisson sample of the units, each unit clipped to norm C.
+    """`steps` Gaussian releases of what one unit moves by a bounded L2 norm, each over a Poisson sample of the units.
 
     Args:
-        noise_multiplier: standard deviation of the noise divided by the clip norm.
+        noise_multiplier: standard deviation of the noise divided by that norm: the clip norm, or where a silo's whole
+            update is clipped, twice the clip norm.
         sampling_rate: probability of each unit to be in one step's sample; 1 means no sampling.
         steps: number of releases.
     """

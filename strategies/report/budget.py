@@ -56,7 +56,7 @@ def budget_facts(lines: Sequence[bytes], pins: Pins) -> dict[str, Any]:
         "roots": roots,
         "unregistered": sorted(name for name in verdict.events if name not in verdict.roots),
         "claims": [_claim(root) for root in roots] if verdict.ok else [],
-        "trust": [list(pair) for pair in declared.trust(masked=False, private=True)],
+        "trust": [list(pair) for pair in declared.trust("dp-sgd", masked=False)],
         "mechanism": {"noise": declared.NOISE, "floating_point": declared.FLOATING_POINT},
         "tuning": declared.TUNING,
         "audit": declared.AUDIT,
@@ -333,6 +333,7 @@ def _not_covered(roots: Sequence[Mapping[str, Any]]) -> list[str]:
         "used).",
         "A person who stands in several silos, or under several identifiers, is protected less.",
         "The silo's own disk, keys and administrators are trusted.",
+        declared.CENTRAL,
     ]
     if any(root["unit"] == "record" for root in roots):
         found.insert(

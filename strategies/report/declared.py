@@ -3,6 +3,8 @@ would void the claim. They are facts of this version of the program, so they sta
 
 from __future__ import annotations
 
+from strategies.sections import Mechanism
+
 VOID = (
     "The silo runs other code than this version, or a changed one: clipping, noise and sampling are then not what is "
     "accounted.",
@@ -42,14 +44,53 @@ AT_ORDER = "a Rényi filter of one fixed order: it stays valid when later studie
 BY_PLAN = "preregistered: the whole plan was named at registration, and releases are taken from it and nothing else"
 
 
-def trust(*, masked: bool, private: bool) -> list[tuple[str, str]]:
+FLOATING_POINT_OF_SUMS = (
+    "sums and noise lie on a grid of 2^-20 clip norms, so low bits give nothing away (Mironov 2012); for the distance "
+    "that rounding can add, at most 2 sqrt(d) 2^-20 clip norms (d parameters), the noise is that much wider, and no "
+    "epsilon is lowered for it"
+)
+CENTRAL = (
+    "Of a study with mechanism 'central-gaussian' the server saw more than is counted here: the numbers hold against "
+    "everybody else, and this silo's policy says that the server is trusted."
+)
+_SETTING: dict[Mechanism, str] = {
+    "dp-sgd": "local: each silo adds all of its noise itself, before anything leaves; the guarantee needs no trust in "
+    "the server",
+    "local-gaussian": "local: each silo clips and noises its whole update itself, before it leaves; the guarantee "
+    "needs no trust in the server",
+    "distributed-gaussian": "distributed: each silo adds a share of the noise under its mask; the guarantee needs "
+    "secure aggregation, and no more silos that help the server than the study's limit",
+    "central-gaussian": "central: the server noises the sum of the clipped updates; the guarantee holds against "
+    "everybody but the server",
+    "none": "none: there is no noise and no guarantee",
+}
+_OBSERVED: dict[Mechanism, tuple[str, str]] = {
+    "distributed-gaussian": ("sees every sum of updates that {silo} had a part in", "what each silo adds to the sums"),
+    "central-gaussian": (
+        "is not the server and sees the model after each round that {silo} had a part in",
+        "the sequence of models, as a function of each silo's records,",
+    ),
+}
+
+
+def trust(mechanism: Mechanism, *, masked: bool) -> list[tuple[str, str]]:
     """Return who sees what, and who is trusted for what."""
-    noise = "each silo adds all of its noise itself, before anything leaves" if private else "there is no noise"
+    central = mechanism == "central-gaussian"
     seen = "a sum over silos" if masked else "each silo's update by itself"
+    duty = (
+        "clipped and without noise; it is trusted to add the noise, and to keep to itself what it saw"
+        if central
+        else "it is trusted for usefulness, not for privacy"
+    )
     return [
-        ("Setting", f"local: {noise}; the guarantee needs no trust in the server"),
+        ("Setting", _SETTING[mechanism]),
         ("The silo is trusted", "with its records, its keys, and to run this code"),
-        ("The server sees", f"{seen}; it is trusted for usefulness, not for privacy"),
+        ("The server sees", f"{seen}{',' if central else ';'} {duty}"),
         ("Other silos see", "the model after each round, which is made of what the server sees"),
         ("The public sees", "the final model and this page, if they are published; no more than the server"),
     ]
+
+
+def observed(mechanism: Mechanism) -> tuple[str, str]:
+    """Return of whom the claim speaks ("someone who ..."; `{silo}` is to be filled in), and what is private."""
+    return _OBSERVED.get(mechanism, ("sees everything that {silo} sent", "what each silo sent"))

@@ -16,8 +16,10 @@ from strategies.counts import CountLayout
 from strategies.manifest import Manifest
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import Event, merge, to_json
+from strategies.privacy.silo_level import noise_on_mean, silo_epsilon, silos_a_round, warning
 from strategies.report import declared
 from strategies.report.guarantee import guarantee, odds, part_of_total, tier
+from strategies.sections import Mechanism
 from strategies.study import Study
 
 FORMAT = "fedsilo-report/1"
@@ -61,7 +63,7 @@ def report_facts(
             "rounds_done": len(lines),
         },
         "study": {**_trained(study), "parameters": parameters},
-        "privacy": _privacy(study),
+        "privacy": {**_privacy(study), "silo_level": _silo_level(study, len(silos), parameters)},
         "silos": rows,
         "tier": _tier(rows),
         "numbers": _worst(study, silos),
@@ -112,7 +114,7 @@ def _stated(study: Study) -> dict[str, Any]:
     """What has to be said beside the numbers."""
     masked = study.file.secagg.enabled
     return {
-        "trust": [list(pair) for pair in declared.trust(masked=masked, private=study.private)],
+        "trust": [list(pair) for pair in declared.trust(study.file.privacy.mechanism, masked=masked)],
         "tuning": declared.TUNING,
         "audit": dict(declared.AUDIT),
         "secure_aggregation": {
@@ -135,6 +137,7 @@ def _tier(silos: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _privacy(study: Study) -> dict[str, Any]:
     privacy, training = study.file.privacy, study.file.training
+    by_unit = study.private and not study.silo_level
     return {
         "mechanism": privacy.mechanism,
         "unit": study.unit,
@@ -150,10 +153,29 @@ def _privacy(study: Study) -> dict[str, Any]:
         "max_records_per_unit": study.file.data.max_records_per_unit,
         "epsilon_if_completed": _number(_epsilon(study, study.total_events())),
         "sampling": "each unit by itself with the sampling rate (Poisson), from "
-        + ("operating-system entropy" if study.private else "the study's seed, so it is known to all"),
+        + ("operating-system entropy" if by_unit else "the study's seed, so it is known to all"),
         "noise": f"Gaussian: {declared.NOISE}" if study.private else "none",
-        "floating_point": declared.FLOATING_POINT if study.private else None,
+        "floating_point": None if not study.private else _floating_point(study),
+        "observer": list(declared.observed(privacy.mechanism)),
         "secure_aggregation": study.file.secagg.enabled,
+    }
+
+
+def _floating_point(study: Study) -> str:
+    return declared.FLOATING_POINT_OF_SUMS if study.silo_level else declared.FLOATING_POINT
+
+
+def _silo_level(study: Study, members: int, parameters: int) -> dict[str, Any] | None:
+    """What has to be said where a silo's whole update is noised; None elsewhere."""
+    if not study.silo_level:
+        return None
+    silos = silos_a_round(study, members)
+    return {
+        "unit_noise_multiplier": study.unit_noise_multiplier,
+        "epsilon": _number(silo_epsilon(study)),
+        "silos": silos,
+        "noise_on_mean": noise_on_mean(study, silos),
+        "warning": warning(study, silos, parameters),
     }
 
 
@@ -271,6 +293,20 @@ _WHAT_TRAVELS = {
 }
 
 
+_UPDATE: dict[Mechanism, tuple[wire.Protection, str]] = {
+    "local-gaussian": (wire.Protection.RELEASED, "model update of the round, clipped and noised as a whole"),
+    "central-gaussian": (
+        wire.Protection.EXACT,
+        "model update of the round, clipped as a whole and without noise, which the server is trusted to add",
+    ),
+    "distributed-gaussian": (
+        wire.Protection.RELEASED,
+        "model update of the round, clipped as a whole, with a share of the noise of the sum",
+    ),
+    "none": (wire.Protection.EXACT, "model update of the round, without any protection"),
+}
+
+
 def _releases(study: Study) -> list[dict[str, str]]:
     rows = []
     masked = {wire.Keyed, wire.MaskedUpdate, wire.MaskedCounts, wire.Share}
@@ -290,8 +326,9 @@ def _releases(study: Study) -> list[dict[str, str]]:
             elif entry.name == "counts":
                 if not study.closing_events():
                     protection, what = wire.Protection.PUBLIC, "nothing: this study releases no metric counts"
-            elif protection == wire.Protection.RELEASED and not study.private:
-                protection, what = wire.Protection.EXACT, f"{what.split(',')[0]}, without any protection"
+            elif protection == wire.Protection.RELEASED and study.file.privacy.mechanism in _UPDATE:
+                protection, what = _UPDATE[study.file.privacy.mechanism]
+                what += ", in a sum over silos" * study.masked
             rows.append({"field": name, "what": what, "seen": str(entry.metadata["seen"]), "privacy": str(protection)})
     return rows
 
@@ -318,7 +355,9 @@ def _not_covered(study: Study) -> list[str]:
         "runs outside this silo's ledger.",
         "A silo that does not follow the code can send anything: a poisoned or useless update is not detected.",
         "The server and whoever reads its memory see each silo's update by itself; what protects it is its noise."
-        if not study.file.secagg.enabled
+        if not study.file.secagg.enabled and study.file.privacy.mechanism != "central-gaussian"
+        else "The server and whoever reads its memory see what silos send without noise, which no number here covers."
+        if study.file.privacy.mechanism == "central-gaussian"
         else "Silos that collude beyond the study's limit can unmask an update; what protects it then is its noise.",
         "The silo's own disk, keys and administrators are trusted.",
     ]

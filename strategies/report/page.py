@@ -123,6 +123,7 @@ def _claim(facts: Facts, worst: SiloEntry, silos: Sequence[SiloEntry]) -> dict[s
         )
     )
     tier, limits = _tier(value)
+    who, private = facts["privacy"]["observer"]
     return {
         "epsilon": privacy(value),
         "delta": delta,
@@ -133,10 +134,10 @@ def _claim(facts: Facts, worst: SiloEntry, silos: Sequence[SiloEntry]) -> dict[s
         "range": limits,
         "odds": guess,
         "sentences": (
-            f"Someone who sees everything that {worst.name} sent {sent} and already knows {known} there can raise a "
+            f"Someone who {who.format(silo=worst.name)} {sent} and already knows {known} there can raise a "
             f"50:50 guess about one {unit} (was it used, or not?) to at most {guess}, except with a probability of "
             f"about δ = {delta} ({one_in(worst.delta)}).",
-            f"In the terms of differential privacy: what each silo sent is (ε, δ)-differentially private with ε at "
+            f"In the terms of differential privacy: {private} is (ε, δ)-differentially private with ε at "
             f"most {privacy(value)} at δ = {delta}, for one {what} added to the silo's records or removed from them. "
             f"{others}",
             "The claim speaks of this run alone. What a silo has spent on the same records over all its runs stands in "
@@ -189,6 +190,8 @@ def _notes(facts: Facts, silos: Iterable[SiloEntry]) -> list[str]:
                 else "No setting came from the records."
             )
         )
+    if (facts["privacy"]["silo_level"] or {}).get("warning"):
+        found.append(f"Few silos: {facts['privacy']['silo_level']['warning']}.")
     more = [silo for silo in silos if silo.disagrees and silo.statement]
     for silo in more[:5]:
         own = silo.statement.epsilon if silo.statement else None

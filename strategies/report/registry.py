@@ -29,12 +29,6 @@ def registry_of_run(facts: Facts) -> str:
     private = values["mechanism"] != "none"
     numbers = facts["numbers"] or {}
     parameters = [_parameters(numbers)] if private and numbers else []
-    mechanism = (
-        f"DP-SGD: Gaussian noise of {values['noise_multiplier']} clip norms (L2 {values['clip_norm']}) on a Poisson "
-        f"sample of rate {values['sampling_rate']}, {values['steps_per_round']} steps a round"
-        if private
-        else "none"
-    )
     return _dump(
         {
             "tier": _tier(numbers),
@@ -49,18 +43,44 @@ def registry_of_run(facts: Facts) -> str:
             },
             "dp_flavor": _flavor(values["unit"], facts["unprotected"]),
             "privacy_loss": _loss(values["unit"], parameters, values["max_records_per_unit"]),
-            "model": _model("masked sums" if values["secure_aggregation"] else "each silo's update by itself"),
+            "model": {
+                **_model("masked sums" if values["secure_aggregation"] else "each silo's update by itself"),
+                **_trusted(values["mechanism"]),
+            },
             "accounting": {
                 "post_processing": "the server's averaging and every use of the model",
                 "composition": f"{values['accountant'].upper()} over all releases of the run",
             },
             "implementation": {
                 "pre_processing_eda_hyperparameter_tuning": facts["tuning"],
-                "mechanisms": [mechanism],
+                "mechanisms": [_mechanism(values)],
                 "justification": facts["support"],
             },
         }
     )
+
+
+def _mechanism(values: Facts) -> str:
+    if values["mechanism"] == "none":
+        return "none"
+    noise = f"Gaussian noise of {values['noise_multiplier']} clip norms (L2 {values['clip_norm']}) on "
+    if values["silo_level"]:
+        return f"{values['mechanism']}: {noise}a silo's whole update, once a round"
+    return (
+        f"DP-SGD: {noise}a Poisson sample of rate {values['sampling_rate']}, {values['steps_per_round']} steps a round"
+    )
+
+
+def _trusted(mechanism: str) -> dict[str, str]:
+    """What differs from noise of each silo's own."""
+    if mechanism == "central-gaussian":
+        return {
+            "name": "central: the server adds the noise to the sum of the silos' clipped updates",
+            "actors": "silos (trusted with their own records), server (trusted to add the noise)",
+        }
+    if mechanism == "distributed-gaussian":
+        return {"name": "distributed: each silo adds a share of the noise, and the server sees sums alone"}
+    return {}
 
 
 def registry_of_budget(facts: Facts) -> str:

@@ -48,16 +48,21 @@ def mechanism_rows(facts: Facts, private: bool) -> list[dict[str, str]]:
     ]
     if not private:
         return [*rows, *_counts(facts)]
-    target, whole = values["target_epsilon"], values["epsilon_if_completed"]
+    target, planned, whole = values["target_epsilon"], values["epsilon_if_completed"], values["silo_level"]
     unit = (
         []
-        if values["unit"] == "record"
+        if values["unit"] == "record" or whole
         else [row(f"Records of one {values['unit']}", f"{values['max_records_per_unit']} at most", "clipped as one")]
     )
     return [
-        row("Mechanism", values["mechanism"], "each unit's gradient is clipped; Gaussian noise is added to the sum"),
+        row(
+            "Mechanism",
+            values["mechanism"],
+            "Gaussian noise on a sum of clipped " + ("updates" if whole else "gradients"),
+        ),
         row("Noise multiplier", values["noise_multiplier"], "standard deviation of the noise / clip norm"),
-        row("Clip norm", values["clip_norm"], "L2, of each unit in each step"),
+        row("Clip norm", values["clip_norm"], f"L2, of each {'silo in each round' if whole else 'unit in each step'}"),
+        *_whole(facts),
         *unit,
         *rows[1:4],
         row("Sampling as implemented", values["sampling"]),
@@ -68,7 +73,7 @@ def mechanism_rows(facts: Facts, private: bool) -> list[dict[str, str]]:
             values["accountant"].upper(),
             "privacy loss distributions (PLD) are tight; Rényi differential privacy (RDP) is the looser second opinion",
         ),
-        row("ε if all rounds run", privacy(whole), at),
+        row("ε if all rounds run", privacy(planned), at),
         row(
             "ε asked for",
             NOTHING if target is None else privacy(target),
@@ -76,6 +81,31 @@ def mechanism_rows(facts: Facts, private: bool) -> list[dict[str, str]]:
         ),
         *_counts(facts),
         masked,
+    ]
+
+
+def _whole(facts: Facts) -> list[dict[str, str]]:
+    """What there is to say where a silo's whole update is noised."""
+    values, whole = facts["privacy"], facts["privacy"]["silo_level"]
+    if not whole:
+        return []
+    return [
+        row(
+            "Charged for one unit",
+            f"noise multiplier {plain(whole['unit_noise_multiplier'])}, once a round",
+            "one unit can move a silo's clipped update from any end of the ball to any other, twice the clip norm; no "
+            "sample amplifies",
+        ),
+        row(
+            "ε of a silo's updates",
+            privacy(whole["epsilon"]),
+            f"at δ = {delta_text(values['delta'])}, neighbours: one silo's updates are zero; against the same observer",
+        ),
+        row(
+            "Noise of a round's mean",
+            plain(whole["noise_on_mean"]),
+            f"standard deviation on each parameter, with {count(whole['silos'], 'silo')} a round",
+        ),
     ]
 
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies.errors import ProtocolError
 from strategies.secagg.boxes import Label, seal
 from strategies.secagg.encoding import KEY_BYTES, expand
 from strategies.secagg.masks import add_masks
 from strategies.secagg.messages import Sign, Upload
-from strategies.secagg.ring import OnClamp, Ring
+from strategies.secagg.ring import OnClamp, Ring, Words
 from strategies.secagg.rows import Change
 from strategies.secagg.shares import P, commitment, mask_key, random_element, split, to_bytes
+
+Noise = Callable[[Words], None]  # adds to words in place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ class Masking:
         ring: of the kind.
         threshold: tau of the cohort.
         on_clamp: told a segment's name and how many of its values were beyond the bound; for the silo's own log.
+        noise: adds this silo's share of the noise to the words, in place; where the ring says `distributed`, and there
+            alone.
     """
 
     silo: str
@@ -75,6 +80,7 @@ class Masking:
     ring: Ring
     threshold: int
     on_clamp: OnClamp | None = None
+    noise: Noise | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +109,11 @@ def masked(claim: Claim, masking: Masking, vectors: Sequence[NDArray[Any]]) -> M
     """Encode, mask and sign the vectors of a claim.
 
     Raises:
-        ProtocolError: a vector does not fit its segment, or is not finite.
+        ProtocolError: a vector does not fit its segment, is not finite, or lacks the noise that its sum rests on.
     """
     ring, silo = masking.ring, masking.silo
+    if (masking.noise is not None) != (ring.protection == "distributed"):
+        raise ProtocolError(f"sums of ring '{ring.name}' have protection '{ring.protection}', and noise goes with it")
     own = random_element()
     pairs = {peer: pair_seed(key, claim.ctx) for peer, key in claim.keys.items()}
     own_shares = split(own, masking.threshold, len(claim.cohort))
@@ -113,6 +121,8 @@ def masked(claim: Claim, masking: Masking, vectors: Sequence[NDArray[Any]]) -> M
     buffer = np.zeros(ring.size_bytes + len(draft.to_bytes()), np.uint8).data
     data = buffer[: ring.size_bytes]
     words = ring.encode(vectors, out=ring.read(data), on_clamp=masking.on_clamp)
+    if masking.noise is not None:
+        masking.noise(words)
     later = {peer: 1 if peer.encode() > silo.encode() else -1 for peer in pairs}
     add_masks(words, [(mask_key(own), 1), *((mask_key(seed), later[peer]) for peer, seed in pairs.items())])
     hashed = hashlib.sha256(data)

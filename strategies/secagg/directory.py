@@ -50,21 +50,18 @@ class Directory:
         with well_formed():
             return cls(entries=tuple(Entry.read(item) for item in take(data)))
 
-    def check(self, digest: bytes, members: Mapping[str, bytes], least: int) -> None:
-        """Check every entry.
+    def check(self, digest: bytes, members: Mapping[str, bytes]) -> None:
+        """Check every entry; a directory that is too small has no cohort that is large enough.
 
         Args:
             digest: H(M).
             members: Ed25519 keys of the roster by silo.
-            least: entries that there must be.
 
         Raises:
-            SecaggError: ENTRY, naming the silo; COHORT when there are too few; DIRECTORY when it is not in order.
+            SecaggError: ENTRY, naming the silo; DIRECTORY when it is not in order.
         """
         if self.silos != ordered(self.silos):
             raise SecaggError(Code.DIRECTORY)
-        if len(self.entries) < least:
-            raise SecaggError(Code.COHORT)
         keys = [entry.key for entry in self.entries]
         for entry in self.entries:
             if not holds(entry, digest, members) or keys.count(entry.key) > 1:

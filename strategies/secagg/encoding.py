@@ -59,7 +59,7 @@ def take(data: Bytes, count: int | None = None) -> tuple[bytes, ...]:
     place = 0
     while place < len(data):
         end = place + 4 + int.from_bytes(data[place : place + 4], "little")
-        if end > len(data) or place + 4 > len(data):
+        if end > len(data):
             raise ValueError("an item ends beyond the data")
         found.append(bytes(data[place + 4 : end]))
         place = end

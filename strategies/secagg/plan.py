@@ -15,12 +15,14 @@ import numpy as np
 from strategies.counts import GRID, CountLayout
 from strategies.layout import Vector
 from strategies.manifest import Manifest
+from strategies.privacy.distributed import Shares, reach
 from strategies.secagg.encoding import enc
 from strategies.secagg.ring import Protection, Ring, fitted
 from strategies.secagg.setup import MOST_SILOS, Setup
 from strategies.study import Study
 
 UPDATE, COUNTS = "update", "counts"
+_SPARE = 10  # of so many silos one may be missing from a sum whose noise is made of shares; more give it up
 REACH = 16.0  # entries of an update: far beyond what training gives, and fine enough in 32 bits
 _MOST_COUNTED = 2.0**26  # units of a silo
 
@@ -45,7 +47,7 @@ def setup_of(study: Study, manifest: Manifest, parameters: int) -> Setup:
         coordinator=manifest.coordinator,
         least=file.cohort.min_silos,
         max_colluding=file.secagg.max_colluding,
-        most_dropped=silos,  # each silo's noise stands by itself
+        most_dropped=silos // _SPARE if distributed(study) else silos,
         sums=file.study.rounds * (1 + counted),
         code=manifest.code,
         plan=study.digest,
@@ -71,10 +73,50 @@ def members_of(manifest: Manifest) -> dict[str, bytes]:
     return {member.silo: bytes.fromhex(member.ledger_key) for member in manifest.roster}
 
 
+def distributed(study: Study) -> bool:
+    """Whether what protects a sum is made of shares that each silo adds."""
+    return study.file.privacy.mechanism == "distributed-gaussian"
+
+
+def shares_of(study: Study, setup: Setup, cohort: int) -> Shares | None:
+    """Return the noise of a sum of updates over so many silos; None where it has none of shares.
+
+    Raises:
+        SettingError: the cohort or the ring is too small for the noise.
+    """
+    if not distributed(study):
+        return None
+    (segment,) = setup.kinds[UPDATE].segments
+    return Shares(
+        noise_multiplier=study.noise_multiplier,
+        clip_norm=study.file.privacy.clip_norm,
+        scale=segment.scale,
+        length=segment.length,
+        silos=cohort,
+        drops=cohort - setup.least_survivors(cohort),
+        colluding=setup.max_colluding,
+    )
+
+
 def _update(study: Study, parameters: int, silos: int) -> Ring:
-    protection: Protection = "local" if study.private else "none"
-    part = (UPDATE, parameters, REACH)
+    protection: Protection = "none" if study.exact_sums else "distributed" if distributed(study) else "local"
+    part = (UPDATE, parameters, _reach(study))
     return fitted(UPDATE, [part], silos=min(silos, MOST_SILOS), protection=protection, bits=32)
+
+
+def _reach(study: Study) -> float:
+    """Return how large an entry of an update may be."""
+    file = study.file
+    noise, clip_norm = study.noise_multiplier, file.privacy.clip_norm
+    match file.privacy.mechanism:
+        case "central-gaussian":
+            return clip_norm
+        case "local-gaussian":
+            return clip_norm * (1 + 16 * noise)
+        case "distributed-gaussian":
+            return reach(noise, clip_norm, least=file.cohort.min_silos, colluding=file.secagg.max_colluding)
+        case _:
+            return REACH
 
 
 def _counts(study: Study, silos: int) -> Ring:

@@ -139,7 +139,7 @@ class Ring:
 
         Args:
             vectors: in the order of the segments, each (length,).
-            out: zeros to write to; new ones when omitted.
+            out: where to write them; new words when omitted.
             on_clamp: told a segment's name and how many of its values were beyond the bound; for the silo's own log.
 
         Raises:
@@ -148,6 +148,7 @@ class Ring:
         if len(vectors) != len(self.segments):
             raise ProtocolError(f"ring '{self.name}' has {len(self.segments)} segments, not {len(vectors)}")
         words = self.zeros() if out is None else out
+        words[self.size :] = 0
         place = 0
         for segment, vector in zip(self.segments, vectors, strict=True):
             if vector.shape != (segment.length,):

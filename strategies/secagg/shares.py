@@ -120,7 +120,8 @@ def recover(
 
 def _at(place: int, points: tuple[int, ...], shares: Mapping[int, int]) -> int:
     """Return the value at `place` of the polynomial through the shares of `points`."""
-    return int(sum(map(mul, _weights(place, points), map(shares.__getitem__, points))) % P)
+    value: int = sum(map(mul, _weights(place, points), map(shares.__getitem__, points)))
+    return value % P
 
 
 @lru_cache(maxsize=4096)

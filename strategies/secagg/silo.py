@@ -16,7 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from strategies.secagg.claims import Claim, Masking, masked
+from strategies.secagg.claims import Claim, Masking, Noise, masked
 from strategies.secagg.directory import Directory
 from strategies.secagg.encoding import enc, names, sha256, take
 from strategies.secagg.errors import Code, SecaggError
@@ -145,40 +145,41 @@ class SiloSession:
             raise SecaggError(Code.CONFIG)
         before, peers = self._peers(asked)
         self._check_cohort(asked, peers)
-        ctx, key = asked.context(self._digest), sum_key(asked.t)
-        row = self._read(key)
+        ctx, row = asked.context(self._digest), self._read(sum_key(asked.t))
         if row is not None:
             return _again(SumRow.read(row), asked, ctx)
         if not peers.last < asked.t <= self._setup.sums:
             raise SecaggError(Code.ORDER)
-        claimed = SumRow(state=State.CLAIMED, ctx=ctx, kind=asked.kind, cohort=asked.cohort)
         keys = {peer: stepped(pair, peers.last, asked.t) for peer, pair in peers.keys.items()}
         now = Peers(last=asked.t, directory=peers.directory, keys=keys)
-        changes = [
-            Change(key=key, expected=None, new=claimed.to_bytes()),
-            Change(key=PEERS, expected=before, new=now.to_bytes()),
-            *self._over(peers.last),
-        ]
-        if before is None:
-            changes.append(Change(key=SECRET, expected=self._read(SECRET), new=None))
-        if self._exact(asked) and self._read(EXACT) is None:
-            changes.append(Change(key=EXACT, expected=None, new=enc(*asked.cohort)))
         return Claim(
             t=asked.t,
             kind=asked.kind,
             ctx=ctx,
             cohort=asked.cohort,
-            changes=tuple(changes),
+            changes=(
+                Change(key=PEERS, expected=before, new=now.to_bytes()),
+                *self._over(peers.last),
+                *self._begun(asked, ctx, first=before is None),
+            ),
             keys={peer: bytearray(keys[peer]) for peer in asked.cohort if peer != self._name},
         )
 
-    def mask(self, claim: Claim, vectors: Sequence[NDArray[Any]], *, on_clamp: OnClamp | None = None) -> UploadStep:
+    def mask(
+        self,
+        claim: Claim,
+        vectors: Sequence[NDArray[Any]],
+        *,
+        on_clamp: OnClamp | None = None,
+        noise: Noise | None = None,
+    ) -> UploadStep:
         """Mask this silo's vectors (10 to 13). The claim is used up, whatever happens.
 
         Args:
             claim: whose changes are durable.
             vectors: one a segment of the kind's ring.
             on_clamp: told a segment's name and how many of its values were clamped; for the silo's own log.
+            noise: as in `Masking`.
 
         Returns:
             The upload; its changes go with the ledger's release of its digest.
@@ -198,6 +199,7 @@ class SiloSession:
             ring=self._setup.kinds[claim.kind],
             threshold=self._setup.threshold(len(claim.cohort)),
             on_clamp=on_clamp,
+            noise=noise,
         )
         try:
             done = masked(claim, masking, vectors)
@@ -273,6 +275,16 @@ class SiloSession:
     def _exact(self, asked: Request) -> bool:
         return self._setup.kinds[asked.kind].protection == "none"
 
+    def _begun(self, asked: Request, ctx: bytes, *, first: bool) -> tuple[Change, ...]:
+        """Return the changes that begin a sum, beside those of the keys; with the first one the private key goes."""
+        claimed = SumRow(state=State.CLAIMED, ctx=ctx, kind=asked.kind, cohort=asked.cohort)
+        changes = [Change(key=sum_key(asked.t), expected=None, new=claimed.to_bytes())]
+        if first:
+            changes.append(Change(key=SECRET, expected=self._read(SECRET), new=None))
+        if self._exact(asked) and self._read(EXACT) is None:
+            changes.append(Change(key=EXACT, expected=None, new=enc(*asked.cohort)))
+        return tuple(changes)
+
     def _over(self, t: int) -> tuple[Change, ...]:
         """Return the change that ends sum t, if it is not over."""
         row = self._read(sum_key(t))
@@ -294,7 +306,7 @@ class SiloSession:
         directory = Directory.read(asked.entries)
         if secret is None or directory.hash(self._digest) != asked.directory:
             raise SecaggError(Code.DIRECTORY)
-        directory.check(self._digest, self._members, self._setup.least)
+        directory.check(self._digest, self._members)
         keys = {entry.silo: entry.key for entry in directory.entries}
         if keys.pop(self._name, b"") != Entry.read(Joined.read(run).reply).key:
             raise SecaggError(Code.OWN_KEY)
