@@ -82,6 +82,7 @@ class Node:
         self._runs: dict[int, RunFacts] = {}
         self._seen = self._read_seen()
         self._idle_since = 0.0
+        self._attempt = 0
         self._status: dict[str, Any] = {}
         self.meters = Meters()
 
@@ -94,7 +95,6 @@ class Node:
     def run(self) -> None:
         """Serve until `stop`, through every loss of the connection."""
         self._child.start()
-        attempt = 0
         try:
             while not self._stop.is_set():
                 connection = Connection(
@@ -104,11 +104,10 @@ class Node:
                 )
                 try:
                     node = connection.activate()
-                    attempt = 0
                     self._say("online", node=node)
                     try:
                         with self._beating(connection):
-                            self._serve(connection)
+                            self._serve_through(connection, node)
                     finally:
                         with suppress(Unreachable, TurnedAway):
                             connection.deactivate()
@@ -118,8 +117,8 @@ class Node:
                     self._say("turned away", why=str(error))
                 finally:
                     connection.close()
-                attempt += 1
-                self._stop.wait(pause(attempt))
+                self._attempt += 1
+                self._stop.wait(pause(self._attempt))
         finally:
             self._child.kill()
             self._say("stopped")
@@ -141,10 +140,22 @@ class Node:
             done.set()
             thread.join(timeout=1)
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve_through(self, connection: Connection, node: int) -> None:
+        """Serve until `stop`; while the coordinator is away the node stays the one that it knows."""
+        while not self._stop.is_set():
+            try:
+                self._serve(connection, node)
+            except Unreachable as error:
+                self._say("unreachable", why=str(error))
+                self._attempt += 1
+                self._stop.wait(pause(self._attempt))
+
+    def _serve(self, connection: Connection, node: int) -> None:
         self._finish_what_was_begun(connection)
         while not self._stop.is_set():
             found = connection.pull()
+            self._attempt = 0
+            self._say("online", node=node)
             if found is None:
                 idle_s = _OF_IDLE_TIME * (time.monotonic() - self._idle_since)
                 self._stop.wait(min(_LONGEST_POLL_S, max(_SHORTEST_POLL_S, idle_s)))
@@ -216,7 +227,6 @@ class Node:
         replace_file(self._folder / "outbox.bin", to_bytes(reply))
         self._send(connection, reply)
         self._idle_since = time.monotonic()
-        self._say("online", node=facts.dst_node_id)
 
     def _admit(self, task: Task, *, again: bool) -> None:
         """Raise unless the coordinator has signed this message for this silo, and it is new.

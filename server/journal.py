@@ -10,6 +10,7 @@ import json
 import math
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,12 +31,14 @@ class Journal:
 
     Args:
         path: of the file; its folder is made.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
+        self._clock = clock
         self._lock = threading.Lock()
-        self._tokens, self._at, self._suppressed = _PER_SECOND, time.monotonic(), 0
+        self._tokens, self._at, self._suppressed = _PER_SECOND, clock(), 0
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write(self, event: str, **fields: object) -> None:
@@ -52,7 +55,7 @@ class Journal:
                 file.write(json.dumps(line) + "\n")
 
     def _room(self) -> bool:
-        now = time.monotonic()
+        now = self._clock()
         self._tokens = min(_PER_SECOND, self._tokens + _PER_SECOND * (now - self._at))
         self._at = now
         if self._tokens < 1:

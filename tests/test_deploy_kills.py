@@ -146,7 +146,7 @@ def pids(word: str, other: str) -> list[int]:
             text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if word in text and other in text and "superexec" not in text:
+        if word in text and other in text and "flower-superexec" not in text:
             found_.append(int(path.parent.name))
     return found_
 
