@@ -111,6 +111,8 @@ class Masking:
             number: of the release, which the request names too.
             ask: the way to the silos.
         """
+        if not drafts:
+            return Summed(reason="cohort")
         draft = next(iter(drafts.values()))
         broadcast = draft.broadcast if isinstance(draft, wire.Train) else {}
         try:

@@ -222,7 +222,12 @@ def run_round(
     if number > 1:
         _attest(grid, study, roster, chosen, number)
     heads = roster.witness.list_of(roster.manifest, number)
-    requests = {silo: _train_request(silo, number, heads, study, roster, progress) for silo in chosen}
+    waiting = set(roster.witness.lacking(chosen)) if number > 1 and len(roster.nodes) > 1 else set()
+    if waiting:  # a silo that was asked would refuse, and be out of the run for what its peers did not do
+        log.warning("round %d: not asked for want of a peer's receipt: %s", number, ", ".join(sorted(waiting)))
+    requests = {
+        silo: _train_request(silo, number, heads, study, roster, progress) for silo in chosen if silo not in waiting
+    }
     way = _Way(grid=grid, study=study, roster=roster, heads=heads, group=str(number))
     trained = (
         _trained_masked(way, requests, number, progress) if study.masked else _trained(way, requests, number, progress)

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Message
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 from ledgers import forget
 from test_round import STUDY, manifest, request
 from test_server import STUDY as SERVED
@@ -206,6 +207,30 @@ def test_dropouts_leave_no_silo_without_a_peers_receipt(tmp_path: Path, monkeypa
     assert [silo["refusal"] for silo in report["silos"]] == [None] * 4 and "query.attest" in asked
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert check({"run": files}, Trust()).problems == []
+
+
+def test_a_silo_whose_peers_have_all_been_away_waits_and_is_not_out_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In round 1 only silo-1 is heard and nobody attests, so no peer has signed its head; asked in round 2, it would
+    refuse, and a silo that has refused is not asked again."""
+    study = Study.parse(override(TEXT, {"study.rounds": 3}), REGISTRIES)
+    answer, asked = InlineGrid._answer, dict[str, list[int]]()
+
+    def lossy(self: InlineGrid, message: Message) -> Message:
+        facts = message.metadata
+        if facts.message_type == "train":
+            asked.setdefault(facts.group_id, []).append(facts.dst_node_id - 1)
+        reply = answer(self, message)
+        lost = facts.message_type == "query.attest" or (facts.group_id == "1" and facts.dst_node_id > 2)
+        return Message(Error(code=ErrorCode.NODE_UNAVAILABLE, reason="lost"), reply_to=message) if lost else reply
+
+    monkeypatch.setattr(InlineGrid, "_answer", lossy)
+    folder = served(make_silos(study, FRAME, tmp_path), tmp_path / "runs", study)
+    assert asked == {"1": [1, 2, 3, 4], "2": [2, 3, 4], "3": [1, 2, 3, 4]}
+    report = json.loads((folder / "report.json").read_text())
+    assert [silo["refusal"] for silo in report["silos"]] == [None] * 4
+    assert [line["dropped"] for line in report["rounds"]] == [3, 1, 0]
 
 
 # --- what a coordinator may offer ---------------------------------------------------------------------------
