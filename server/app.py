@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 
 from client.models.base import MODELS, Shape, build, layout_of, load_weights, predict, weights_of
 from client.models.weights import read_weights
-from server import rounds
+from server import joining, rounds
 from server.deployed import deployed
 from server.folder import RunFolder
 from server.identity import FOLDER, coordinator_key
 from server.lines import Measured
 from server.masking import Masking
 from server.resume import ASKED, Taken, asked, record, take_up
-from server.rounds import Evaluate, Progress, Roster
+from server.rounds import Evaluate, Progress
+from server.silos import Roster
 from server.witness import Witness
 from strategies import metrics
 from strategies.counts import group_values
@@ -117,7 +118,7 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = Tr
 def _begin(grid: Grid, study: Study, layout: Layout, out: Path, progress: Progress) -> Taken:
     """Invite the silos and make the run's folder."""
     key, started = coordinator_key(out / FOLDER), datetime.now(UTC)
-    roster = rounds.invite(grid, study, secrets.token_hex(16), layout, Witness(key, out / FOLDER))
+    roster = joining.invite(grid, study, secrets.token_hex(16), layout, Witness(key, out / FOLDER))
     folder = RunFolder.create(out, study, key)
     folder.record_manifest(roster.manifest)
     if study.masked:

@@ -26,7 +26,8 @@ from server import checkpoint, cohort, lines
 from server.envelopes import SignedGrid
 from server.folder import RunFolder
 from server.masking import Masking
-from server.rounds import Progress, Roster
+from server.rounds import Progress
+from server.silos import Roster
 from server.witness import Witness
 from strategies.errors import RunError
 from strategies.layout import Layout, Vector

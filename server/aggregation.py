@@ -1,0 +1,58 @@
+"""From what silos sent to the next model: the strategy's server half, and the noise where the server makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.base import PerSiloStrategy, State, SumStrategy
+from strategies.errors import RunError
+from strategies.layout import Vector
+from strategies.manifest import Manifest
+from strategies.privacy.secret import SecretRandom
+from strategies.privacy.silo_level import noised, noised_sum
+from strategies.study import Study
+
+
+def aggregate(study: Study, manifest: Manifest, state: State, updates: Mapping[str, Vector]) -> State:
+    strategy = study.strategy
+    weights = {silo: manifest.weight_of(silo) for silo in updates}
+    if isinstance(strategy, SumStrategy):
+        after = strategy.aggregate(state, _total(study, updates), sum(weights.values()))
+    elif isinstance(strategy, PerSiloStrategy):
+        plain = {silo: update / np.float32(weights[silo]) for silo, update in updates.items()}
+        after = strategy.aggregate_each(state, plain, weights)
+    else:
+        raise RunError(f"strategy {study.file.strategy.name} is neither a SumStrategy nor a PerSiloStrategy")
+    return finite(after)
+
+
+def finite(after: State) -> State:
+    if not np.isfinite(after.weights).all():
+        raise RunError("the aggregated model holds values that are not finite; lower the learning rates of the study")
+    return replace(after, weights=after.weights.astype(np.float32))
+
+
+def opened(study: Study, total: NDArray[np.float64]) -> Vector:
+    """Return a sum that was under masks; where the server makes the privacy, noised before anything else.
+
+    Each part is in its ball by what the silo's own code does: the server cannot look.
+    """
+    privacy = study.file.privacy
+    if privacy.mechanism != "central-gaussian":
+        return np.asarray(total, dtype=np.float32)
+    return noised(total, clip_norm=privacy.clip_norm, noise_multiplier=study.noise_multiplier, random=SecretRandom())
+
+
+def _total(study: Study, updates: Mapping[str, Vector]) -> Vector:
+    """Return the sum of the updates; where the server makes the privacy, noised before anything else."""
+    if study.file.privacy.mechanism == "central-gaussian":
+        return noised_sum(updates.values(), study)
+    ordered = [updates[silo] for silo in sorted(updates)]
+    total = np.zeros_like(ordered[0])
+    for update in ordered:
+        total += update
+    return total
