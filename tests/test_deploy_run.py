@@ -92,14 +92,22 @@ def entries(world: Processes, run: str) -> dict[str, list[tuple[str, int]]]:
 
 
 def test_a_coordinator_and_three_silos(
-    world: Processes, tmp_path: Path, capsys: pytest.CaptureFixture[str], scaled: Callable[..., int]
+    world: Processes,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    scaled: Callable[..., int],
+    full_tier: bool,
 ) -> None:
-    """One set of processes, as starting them takes longest: each step is a claim of its own."""
+    """One set of processes, as starting them takes longest: each step is a claim of its own.
+
+    Deaths of real processes are of the full tier, as in test_deploy_kills.py; test_deploy_resume.py has their laws.
+    """
     the_walls_hold(world, scaled)
     the_model_is_the_inline_engines_bit_for_bit(world, tmp_path)
     health_metrics_and_page_say_so(world)
     a_masked_run_shows_the_coordinator_sums_alone(world, capsys)
-    a_private_run_survives_a_silos_and_the_servers_death(world, capsys, scaled)
+    if full_tier:
+        a_private_run_survives_a_silos_and_the_servers_death(world, capsys, scaled)
     a_silo_that_is_removed_takes_no_part(world)
     everything_stops_and_nothing_is_left(world)
 
