@@ -83,18 +83,20 @@ def _answer(
     message: Message, context: Context, kind: type[Request], handle: Callable[[Request, Study, Silo], wire.Reply]
 ) -> Message:
     silo: Silo | None = None
-    run = ""
+    run, exact = "", False
     reply: wire.Reply
     try:
         silo = Silo.open(folder_of(context.node_config), PASSPHRASE.get())
         request = wire.from_record(message.content, (kind,))
         run = _run_of(request)
-        reply = handle(request, _study(str(context.run_config.get("study", ""))), silo)
+        study = _study(str(context.run_config.get("study", "")))
+        exact = study.exact_sums
+        reply = handle(request, study, silo)
     except Exception as error:  # noqa: BLE001 - the edge of the silo: no exception text may leave
         reply = _refused(silo, error)
     try:
         if silo is not None:
-            silo.record_egress(run, _round_of(reply), reply)
+            silo.record_egress(run, _round_of(reply), reply, exact=exact)
     except Exception as error:  # noqa: BLE001 - what cannot be recorded does not leave
         reply = _refused(silo, error)
     return Message(wire.to_record(reply), reply_to=message)

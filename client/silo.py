@@ -171,10 +171,19 @@ class Silo:
             raise ProtocolError("the run's identity is not 32 hex digits")
         return RunState(folder=self.folder / "state" / run)
 
-    def record_egress(self, run: str, round: int, reply: Reply) -> None:
-        """Append every field of a reply that is about to leave to `egress.jsonl`."""
+    def record_egress(self, run: str, round: int, reply: Reply, *, exact: bool = False) -> None:
+        """Append every field of a reply that is about to leave to `egress.jsonl`.
+
+        Args:
+            run: identity of the run.
+            round: number of the release.
+            reply: as it leaves.
+            exact: whether an update in it bears no noise of this silo.
+        """
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        lines = [json.dumps({"time": now, "run": run, "round": round, **asdict(row)}) for row in facts(reply)]
+        lines = [
+            json.dumps({"time": now, "run": run, "round": round, **asdict(row)}) for row in facts(reply, exact=exact)
+        ]
         with (self.folder / "egress.jsonl").open("a", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
 

@@ -275,19 +275,27 @@ class FieldFacts:
     privacy: str
 
 
-def facts(message: Instruction | Reply) -> tuple[FieldFacts, ...]:
-    """Return size, hash and marks of every field of `message`; an empty vector holds nothing that needs protection."""
+def facts(message: Instruction | Reply, *, exact: bool = False) -> tuple[FieldFacts, ...]:
+    """Return size, hash and marks of every field of `message`; an empty vector holds nothing that needs protection.
+
+    Args:
+        message: any.
+        exact: whether its update bears no noise of the silo's own, whatever the class's mark says.
+    """
     rows = []
     for entry in fields(message):
         value = getattr(message, entry.name)
         data, empty = _bytes_of(value), isinstance(value, np.ndarray) and value.size == 0
+        noiseless = exact and (type(message), entry.name) in ((Update, "update"), (MaskedUpdate, "upload"))
         rows.append(
             FieldFacts(
                 field=f"{type(message).__name__}.{entry.name}",
                 size_bytes=len(data),
                 sha256=hashlib.sha256(data).hexdigest(),
                 seen=str(entry.metadata["seen"]),
-                privacy=str(Protection.PUBLIC if empty else entry.metadata["privacy"]),
+                privacy=str(
+                    Protection.PUBLIC if empty else Protection.EXACT if noiseless else entry.metadata["privacy"]
+                ),
             )
         )
     return tuple(rows)

@@ -78,6 +78,9 @@ def test_a_masked_run_is_the_plain_run_to_the_last_steps_of_the_grid(
         with watched(monkeypatch) as seen:
             folder = run(whole, folders, tmp_path / f"runs-{masked}")
         models[masked] = model_of(folder, whole)
+        sent = [json.loads(line) for line in (folders[0] / "egress.jsonl").read_text().splitlines()]
+        marks = {line["privacy"] for line in sent if line["field"] in ("Update.update", "MaskedUpdate.upload")}
+        assert marks == {"exact"}, "without noise, and the silo's own log says so"
         assert bool(seen.replies(wire.MaskedUpdate)) == masked != bool(seen.replies(wire.Update))
     assert np.abs(models[True] - models[False]).max() < 2 * 5 * 2.0**-24
     assert not np.array_equal(models[True], np.zeros_like(models[True]))

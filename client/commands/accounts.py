@@ -236,7 +236,7 @@ def _left(path: Path) -> dict[str, Any]:
             row["times"], row["bytes"], row["last"] = row["times"] + 1, row["bytes"] + line["size_bytes"], line["time"]
             kind = line["field"].split(".")[0]
             last[line["run"]] = {"run": line["run"], "round": line["round"], "message": kind, "time": line["time"]}
-            if line["privacy"] == "released":
+            if line["privacy"] != "public" and kind != "Refused":
                 released.add((line["run"], line["round"], kind))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingError(f"{path} cannot be read ({type(error).__name__}); it is damaged, keep it as it is") from None
@@ -244,7 +244,7 @@ def _left(path: Path) -> dict[str, Any]:
 
 
 def _unreleased(ledger: Ledger, left: list[tuple[str, int, str]]) -> list[dict[str, Any]]:
-    """Return what left with a mark of release and has none in the ledger; a farewell's round is the run's last one."""
+    """Return what left of records and has no release in the ledger; a farewell's round is the run's last one."""
     known: dict[str, set[int]] = {}
     for entry in ledger.entries():
         if entry.kind == "release":

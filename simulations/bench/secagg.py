@@ -163,7 +163,7 @@ def _measured(size: int, silos: int, dropped: int, laps: int, advance: Advance) 
         bare_mask_ns_per_parameter=ns["bare"],
         mask_speed_vs_flower=ratio(masks["flower"], masks["fedsilo"]),
         ratio_to_bare=statistics.median(silo_s / floor_s for silo_s, floor_s in beside),
-        note="a pair: only where policies say pair_with_local_dp" if silos == 2 else "",
+        note="a pair is refused in every study; measured for comparison" if silos == 2 else "",
     )
 
 
