@@ -4,8 +4,12 @@ path of lower precision, which a processor can walk too.
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +18,15 @@ import torch
 from networks import ARCHITECTURES, every_architecture, model_of, rows_of
 from torch import nn
 
-from client.training import device, gradients, passes
+from client.data.records import Part
+from client.models._recurrence import Cell, Stack
+from client.models.base import MODELS, Shape, build
+from client.training import device, gradients, local, passes
 from client.training.losses import row_loss
+from strategies.base import Aux
 from strategies.errors import SettingError
+from strategies.fedavg import FedAvg
+from strategies.optimizers import Sgd
 
 LOOSE = 1 + 1e-5
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="gpu: none here")
@@ -201,28 +211,145 @@ def test_bfloat16_reaches_a_layer_without_closed_form(monkeypatch: pytest.Monkey
     assert 0 < (total - exact).norm() < 0.1 * exact.norm()
 
 
+# --- on a GPU -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu() -> Iterator[torch.device]:
+    where = device.device_of("cuda")
+    device.prepared(where)
+    yield where
+
+
 @needs_gpu
 @pytest.mark.gpu
 @every_architecture
-def test_a_gpu_gives_nearly_the_sum_of_the_processor(spec: str) -> None:
+def test_a_gpu_gives_the_sum_of_the_processor(spec: str, gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 but for rounding; in the bfloat16 that it uses, nearly."""
     shape, (x, y) = ARCHITECTURES[spec], rows_of(ARCHITECTURES[spec], 24)
     units = np.arange(24) // 2
     exact = gradients.clipped_sum(model_of(spec), row_loss(shape), (x, y), units, 0.5)
-    where, _ = device.prepared("cuda")
-    model = model_of(spec).to(where)
-    total = gradients.clipped_sum(model, row_loss(shape), (x.to(where), y.to(where)), units, 0.5)
-    assert total.device.type == "cuda" and total.dtype == torch.float64
-    assert (total.cpu() - exact).norm() < 0.1 * exact.norm()
+    model, batch = model_of(spec).to(gpu), (x.to(gpu), y.to(gpu))
+    near = gradients.clipped_sum(model, row_loss(shape), batch, units, 0.5, 32)
+    assert near.device.type == "cuda" and near.dtype == torch.float32
+    assert (near.cpu() - exact).norm() < 0.1 * exact.norm()
     for unit in range(12):
         rows = units == unit
-        batch = (x[rows].to(where), y[rows].to(where))
-        assert gradients.clipped_sum(model, row_loss(shape), batch, units[rows], 0.01).norm() <= 0.01 * LOOSE
+        one = gradients.clipped_sum(model, row_loss(shape), (batch[0][rows], batch[1][rows]), units[rows], 0.01, 32)
+        assert one.norm() <= 0.01 * LOOSE
+    monkeypatch.setattr(passes, "autocast", lambda _: nullcontext())
+    same = gradients.clipped_sum(model, row_loss(shape), batch, units, 0.5, 32)
+    assert (same.cpu() - exact).norm() < 1e-4 * exact.norm()
 
 
 @needs_gpu
 @pytest.mark.gpu
-def test_free_memory_of_a_gpu_is_what_the_driver_says() -> None:
-    where, said = device.prepared("auto")
-    assert where.type == "cuda" and torch.cuda.get_device_name(where) in said
-    assert 0 < device.free_bytes(where) <= torch.cuda.get_device_properties(where).total_memory
-    assert not torch.backends.cuda.matmul.allow_tf32
+@every_architecture
+def test_steps_are_recorded_and_follow_data_and_weights(
+    spec: str, gpu: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where a record's gradient is no number: it is left out, as on a processor."""
+    monkeypatch.setattr(passes, "autocast", lambda _: nullcontext())
+    shape, loss = ARCHITECTURES[spec], row_loss(ARCHITECTURES[spec])
+    here, there = model_of(spec), model_of(spec).to(gpu)
+    x, y = rows_of(shape, 120)
+    for step in range(5):
+        some = np.arange(20 * step, 20 * step + 17 + step)
+        mine = x[some].clone()
+        if step == 4 and mine.is_floating_point():
+            mine[3] = float("nan")
+        exact = gradients.clipped_sum(here, loss, (mine, y[some]), some, 0.5)
+        found = gradients.clipped_sum(there, loss, (mine.to(gpu), y[some].to(gpu)), some, 0.5, 32)
+        assert (found.cpu() - exact).norm() < 1e-4 * exact.norm()
+        with torch.no_grad():
+            for one, other in zip(here.parameters(), there.parameters(), strict=True):
+                one.mul_(1.1)
+                other.mul_(1.1)
+    (replay,) = passes.plan_of(there, x.to(gpu)).replays.values()
+    assert replay._function is None and not caplog.records  # recorded
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_a_model_that_cannot_be_recorded_trains_all_the_same(
+    gpu: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            bool((x > 100).any())  # the processor waits for a value of the GPU
+            out: torch.Tensor = self.linear(x)
+            return out
+
+    def squared(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (out[:, 0] - y) ** 2
+
+    torch.manual_seed(0)
+    here, x, y = Asking(), torch.randn(9, 4), torch.randn(9)
+    there = copy.deepcopy(here).to(gpu)
+    exact = gradients.clipped_sum(here, squared, (x, y), np.arange(9), 0.5)
+    for _ in range(4):
+        found = gradients.clipped_sum(there, squared, (x.to(gpu), y.to(gpu)), np.arange(9), 0.5, 32)
+        assert (found.cpu() - exact).norm() < 0.02 * exact.norm()
+    assert [r.getMessage().startswith("steps are not recorded") for r in caplog.records] == [True]
+    torch.ones(3, device=gpu).sum().item()  # and the GPU is as it was
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_fused_recurrence_of_a_gpu_is_the_loop(cell: Cell, gpu: torch.device) -> None:
+    """Also in float64, where it is exact; and cuDNN finds the weights as it wants them, and copies none."""
+    stack = Stack(cell, 5, 16, layers=2, bidirectional=True).double()
+    x, lengths = torch.randn(9, 20, 5, dtype=torch.float64), torch.arange(3, 12)
+    found = []
+    for where in ("cpu", gpu):
+        stack.to(where).zero_grad()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            states = stack(x.to(where), lengths.to(where))
+            states.square().sum().backward()
+        found.append([states.detach().cpu(), *(p.grad.cpu().clone() for p in stack.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_a_study_trains_on_a_gpu(gpu: torch.device) -> None:
+    """Steps of DP-SGD as `local.train` makes them: repeatable in nothing but that they stay near each other."""
+    shape = Shape(inputs=(1, 12, 12), outputs=3, task="classification", kind="images")
+    random = np.random.default_rng(0)
+    y = random.integers(0, 3, 300)
+    x = random.normal(size=(300, 1, 12, 12)).astype(np.float32)
+    x[np.arange(300), 0, 4 * y] += 3.0
+    part = Part(x=torch.from_numpy(x), y=torch.from_numpy(y))
+    plan = local.Plan(
+        private=True,
+        sampling_rate=0.2,
+        steps=60,
+        expected_batch_size=60,
+        max_records_per_unit=1,
+        clip_norm=1.0,
+        noise_multiplier=0.8,
+        optimizer=Sgd(lr=1.0),
+        seed=0,
+    )
+    model = build(MODELS.resolve("cnn(width=8, depth=1)"), shape, 0).to(gpu)
+    weights = local.train(model, part, shape, plan, FedAvg(), Aux(broadcast={}, home={}))
+    assert weights.dtype == np.float32 and np.isfinite(weights).all()
+    with torch.no_grad():
+        right = (model.eval()(torch.from_numpy(x).to(gpu)).argmax(1).cpu().numpy() == y).mean()
+    assert right > 0.8
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_free_memory_of_a_gpu_is_what_the_driver_says(gpu: torch.device) -> None:
+    assert device.device_of("auto").type == "cuda"
+    assert torch.cuda.get_device_name(gpu) in device.prepared(gpu)
+    assert 0 < device.free_bytes(gpu) <= torch.cuda.get_device_properties(gpu).total_memory
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32

@@ -43,12 +43,12 @@ def prepared(device: torch.device) -> str:
 
     One thread, unless OMP_NUM_THREADS says otherwise: work is then divided in one way whatever else is in a batch, so
     what a record adds depends on no other record to the last bit; and where a machine does other work too, two threads
-    of a small network were up to four times slower than one. Matrix products of norms and sums are kept from TF32,
-    whose 10 bits of mantissa no rounding margin covers.
+    of a small network were up to four times slower than one. Norms, sums and the states of a recurrence are kept from
+    TF32, whose 10 bits of mantissa no rounding margin covers.
     """
     keep_freed_memory()
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         return f"on {torch.cuda.get_device_name(device)}"
     if "OMP_NUM_THREADS" in os.environ:
         return f"on CPU with {torch.get_num_threads()} threads, as OMP_NUM_THREADS says"

@@ -31,21 +31,27 @@ def training_command(
     batches: Annotated[
         list[int] | None, typer.Option("--batch", min=1, help="Rows of a step; may be repeated.")
     ] = None,
+    devices: Annotated[
+        list[str] | None, typer.Option("--device", help="cpu, cuda; may be repeated. Default: what is here.")
+    ] = None,
     laps: Laps = 9,
     out: Out = _OUT,
     as_json: Json = False,
 ) -> None:
     """Measure what a private training step costs beside an ordinary one, and beside other engines."""
+    from client.training.device import device_of
     from simulations.bench import training
     from simulations.bench.networks import networks
 
     wrong = [name for name in names or () if name not in networks()]
     if wrong:
         raise SettingError(f"--network {wrong[0]} is not allowed; {nearest(wrong[0], networks())}")
+    here = dict.fromkeys(device_of(name).type for name in devices or ("cpu", "auto"))
     console = Console(stderr=True, highlight=False, quiet=as_json)
     result = training.bench(
         names=names or tuple(networks()),
         batches=batches or (64, 256),
+        devices=tuple(here),
         laps=laps,
         tell=lambda text: console.print(text, style="dim"),
     )
