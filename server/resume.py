@@ -92,6 +92,11 @@ def take_up(grid: Grid, study: Study, layout: Layout, path: Path, key: Ed25519Pr
         raise RunError(f"the study is not the one of {path}; resume with the study.toml of that folder")
     if _complete(path):
         raise RunError(f"the run of {path} is complete; nothing is left to take up")
+    changed = [m.silo for m in manifest.roster if grid.changed(m.silo, m.ledger_id, m.ledger_key)]
+    if changed:
+        raise RunError(
+            f"silo '{changed[0]}' has other keys now than the run of {path} was begun with; run the study anew"
+        )
     progress = Progress(state=state, **{name: saved[name] for name in _SAVED if name not in ("lines", "closed")})
     progress = replace(progress, lines=tuple(saved["lines"]), closed=tuple(saved["closed"]))
     folder, begun = RunFolder(path=path, key=key), _begun(path, manifest, len(progress.lines) + 1, key)
