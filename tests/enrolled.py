@@ -70,12 +70,14 @@ class Wire:
         change: may put another message in a request's place, before it reaches the silo's app, or return None to lose
             it; it stands where a lying coordinator would.
         lost: whether a reply is lost.
+        word: the silos' passphrase.
     """
 
     consortium: Consortium
     study: Study
     change: Callable[[str, Message], Message | None] = lambda _, message: message
     lost: Callable[[str, Message], bool] = lambda *_: False
+    word: bytes = SILO_WORD
     sent: list[bytes] = field(default_factory=list)
     replies: list[Message] = field(default_factory=list)
     run: Any = field(default_factory=lambda: type("Run", (), {"run_id": RUN})())
@@ -86,9 +88,9 @@ class Wire:
         self.home = Home.open(self.consortium.server)
         self.names = {11 + number: folder.name for number, folder in enumerate(self.consortium.silos)}
         for number, folder in enumerate(self.consortium.silos, start=11):
-            node = Node(Silo.open(folder, SILO_WORD))
+            node = Node(Silo.open(folder, self.word))
             node._runs[RUN] = RunFacts(bundle=bundle_digest(), config={})
-            node._child = _Child(folder)  # type: ignore[assignment]
+            node._child = _Child(folder, self.word)  # type: ignore[assignment]
             self.nodes[number] = node
 
     def set_run(self, run: Any) -> None: ...
@@ -133,11 +135,11 @@ class Wire:
 class _Child:
     """Stands for the process that trains: calls the silo's app here, with what that process would be given."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, word: bytes) -> None:
+        self.folder, self.word = folder, word
 
     def call(self, header: Any, body: bytes, timeout_s: float) -> bytes:
-        word = PASSPHRASE.set(SILO_WORD)
+        word = PASSPHRASE.set(self.word)
         try:
             with patch.dict("os.environ", {"FEDSILO_SILO": str(self.folder)}):
                 return _answer(app, header, body)
