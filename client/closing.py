@@ -74,7 +74,9 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
             return wire.unpack(stored, (wire.Farewell,))
         counted = _may_count(study, silo, ledger, manifest, evidence)
     shape = Shape.of_study(study)
-    module = build(study.model, shape, study.file.study.seed).to(device_of(silo.settings.device))
+    module = build(study.model, shape, study.file.study.seed).to(
+        device_of(silo.settings.device, silo.settings.memory_fraction)
+    )
     load_weights(module, weights)
     seen = evaluate(module, read_records(silo, study).held_out, shape, study, counted=counted)
     silo.log(logging.INFO, f"run {manifest.run[:8]}: final model has {shown(seen.metrics)}")

@@ -204,7 +204,8 @@ def train(jobs: Sequence[Job]) -> list[Result]:
 
 def _train_one(job: Job) -> Result:
     study, shape = job.study, Shape.of_study(job.study)
-    device, plan = device_of(job.silo.settings.device), plan_of(study, job.silo.name, job.round)
+    settings, plan = job.silo.settings, plan_of(study, job.silo.name, job.round)
+    device = device_of(settings.device, settings.memory_fraction)
     module = build(study.model, shape, study.file.study.seed).to(device)
     load_weights(module, job.weights)
     job.silo.log(logging.INFO, f"run {job.manifest.run[:8]} round {job.round}: trains {prepared(device)}")
