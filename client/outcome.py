@@ -7,6 +7,8 @@ Refused is a record that is missing, forged, of another run or round; one that n
 its ledger does, or leaves it out although the coordinator has acknowledged it; one whose model is not the model of the
 request, or that began with another one than this silo was given; one that does not continue the records before.
 
+After two records of one round the silo takes no further part in the run.
+
 Limits: an answer that the coordinator denies to have received cannot be told from one that was late: the log says so.
 That silos were told different stories shows when their last records are compared, with each other or the run folder.
 """
@@ -89,10 +91,11 @@ def keep_given(silo: Silo, run: str, round: int, weights: Vector) -> None:
 def _require_one_story(signed: SignedOutcome, silo: Silo) -> None:
     """Raise where it contradicts the record of before, or the model that this silo was given."""
     said, folder = signed.outcome, silo.state(signed.outcome.run).folder
-    last = read_outcome(text) if (text := _read(folder / "outcome.json")) else None
+    path, last = folder / "fork.jsonl", _last(folder)
+    if path.exists():
+        raise ProtocolError(f"the coordinator has signed two records of one round of this run; both are kept in {path}")
     two = fork([last, signed]) if last is not None else None
     if two is not None:
-        path = folder / "fork.jsonl"
         replace_file(path, "".join(f"{one.text}\n" for one in two).encode())
         silo.log(logging.ERROR, f"the coordinator has signed two records of round {said.round}: the proof is {path}")
         raise ProtocolError(f"the coordinator has signed two records of round {said.round}; both are kept in {path}")
@@ -102,8 +105,8 @@ def _require_one_story(signed: SignedOutcome, silo: Silo) -> None:
         why = follows(last, signed)
         if why is not None:
             raise ProtocolError(f"the record of round {said.round} does not continue the one before: {why}")
-    given = json.loads(_read(folder / "given.json") or "{}")
-    if given.get("round") == said.round and given["model"] != said.before:
+    given = _given(folder)
+    if given is not None and given[0] == said.round and given[1] != said.before:
         raise ProtocolError(f"round {said.round} began with another model than the one that this silo was given")
 
 
@@ -122,8 +125,21 @@ def _require_own(signed: SignedOutcome, received: int, silo: Silo, ledger: Ledge
         raise ProtocolError(f"the record of round {said.round} leaves an answer that arrived out of the model")
 
 
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+def _last(folder: Path) -> SignedOutcome | None:
+    """Return the last record that was seen; what a loss of power has left unreadable counts for nothing."""
+    try:
+        return read_outcome((folder / "outcome.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, VerificationError):
+        return None
+
+
+def _given(folder: Path) -> tuple[int, str] | None:
+    """Return the round that was asked last and the hash of its model."""
+    try:
+        value = json.loads((folder / "given.json").read_bytes())
+        return int(value["round"]), str(value["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _put(path: Path, text: str) -> None:

@@ -190,9 +190,19 @@ def test_an_honest_run_is_never_refused_also_when_answers_are_lost(
             return True
         return False
 
+    def torn(silo: str, message: Message) -> Message:
+        """A loss of power has left what need not survive one unreadable."""
+        if silo == "south" and message.metadata.group_id == "3":
+            run = json.loads(wire.from_record(message.content, (wire.Train,)).manifest)["run"]
+            state = consortium.server.parent / "south" / "state" / run
+            for name in ("outcome.json", "given.json"):
+                assert (state / name).exists()
+                (state / name).write_bytes(b"\0" * 16)
+        return message
+
     study = replace_timeout(consortium)
     seen = len(log.read_text()) if log.exists() else 0
-    folder = Wire(consortium, study, lost=lost).train()
+    folder = Wire(consortium, study, lost=lost, change=torn).train()
     assert dropped == ["north"]
     told = log.read_text()[seen:]
     assert "refused" not in told and told.count("this silo's answer was late, or left out") == 1
@@ -235,7 +245,10 @@ def test_two_records_of_one_round_are_a_proof_that_anybody_can_check(
     folder = line.train()
     run = json.loads((folder / "report.json").read_text())["run"]["id"]
     proof = north / "state" / run / "fork.jsonl"
-    assert "has signed two records of round 2: the proof is" in (north / "logs" / "silo.log").read_text()
+    told = (north / "logs" / "silo.log").read_text()
+    assert "ERROR the coordinator has signed two records of round 2: the proof is" in told
+    assert told.count("has signed two records of one round of this run") == 1, "nor does it take its leave"
+    assert not (folder / "statements" / "north.json").exists()
     two = [read_outcome(text) for text in proof.read_text().splitlines()]
     assert fork(two) is not None and {one.key for one in two} == {public_hex(key)}
     (tmp_path / "fork.jsonl").write_bytes(proof.read_bytes())
