@@ -108,11 +108,14 @@ LIES: dict[str, tuple[Callable[[Truth], Asked], str]] = {
         lambda t: t.saying(arrived={**t.said.arrived, "mallory": "c" * 64}, used=(*t.said.used[:1], "mallory")),
         "names a silo that is not in this run",
     ),
+    "another beginning": (
+        lambda t: t.saying(before="d" * 64),
+        "began with another model than the one that this silo was given|it begins with another model",
+    ),
     "a sum of what did not arrive": (
         lambda t: t.saying(arrived={"north": t.said.arrived["north"]}),
         "uses an answer that it does not name",
     ),
-    "another beginning": (lambda t: t.saying(before="d" * 64), "another model than"),
     "another history": (
         lambda t: t.saying(prev="e" * 64),
         "names another record of the round before|has a value that it cannot",
