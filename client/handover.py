@@ -4,8 +4,8 @@ they take its place.
     keys/next/   ledger.pem  transport.pem   (mode 0700; there from the request to the answer)
 
 Until the answer is installed the silo works with its old keys; from the coordinator's line of the roster on the gateway
-lets in the new ones alone. The ledger's entry comes before the files move, so a change that broke off is finished by
-installing the answer again.
+lets in the new ones alone. The answer is pinned first, then comes the ledger's entry, then the files move: a change
+that broke off is finished by installing the answer again, and until then no node of the silo is let in.
 
 Guarantees: the ledger, its identity and its budget stay; what the old key has signed holds, as the ledger leads from
 one key to the next.
@@ -18,7 +18,6 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from client.keys import check_folder, ledger_key, make_next_keys, read_pin, sync_folder, transport_key
-from client.running import only_one
 from client.silo import Silo
 from strategies.proof.entries import public_hex
 from strategies.roster import Handover, Member
@@ -69,25 +68,24 @@ def ask(silo: Silo) -> Handover:
 
 
 def take_over(silo: Silo) -> None:
-    """Put the new keys in force; a second time goes on where the first broke off.
+    """Put the new keys in force, while no node runs; a second time goes on where the first broke off.
 
     Raises:
-        SettingError: the node runs, or a key is not right.
+        SettingError: a key is not right.
         LedgerError: the ledger is frozen.
     """
     keys, plain = silo.folder / "keys", _plain(silo)
-    with only_one(silo.folder):
-        check_folder(keys / NEXT)
-        if (keys / NEXT / "ledger.pem").exists():
-            new = ledger_key(keys / NEXT, silo.passphrase, simulated=plain)
-            with silo.ledger() as ledger:
-                if ledger.key_in_force != public_hex(new):
-                    ledger.rotate(new)
-            (keys / NEXT / "ledger.pem").replace(keys / "ledger.pem")
-            sync_folder(keys)
-        (keys / NEXT / "transport.pem").replace(keys / "transport.pem")
+    check_folder(keys / NEXT)
+    if (keys / NEXT / "ledger.pem").exists():
+        new = ledger_key(keys / NEXT, silo.passphrase, simulated=plain)
+        with silo.ledger() as ledger:
+            if ledger.key_in_force != public_hex(new):
+                ledger.rotate(new)
+        (keys / NEXT / "ledger.pem").replace(keys / "ledger.pem")
         sync_folder(keys)
-        (keys / NEXT).rmdir()
+    (keys / NEXT / "transport.pem").replace(keys / "transport.pem")
+    sync_folder(keys)
+    (keys / NEXT).rmdir()
 
 
 def _member(silo: Silo, folder: Path) -> Member:

@@ -256,7 +256,6 @@ def test_a_change_that_broke_off_is_ended_by_installing_again(
         if step == "ledger.pem":
             with pytest.raises(SettingError, match="is not the key of this ledger"):
                 ledger.head()
-        else:
             with pytest.raises(SettingError, match="end it with fedsilo-silo enrol --install"):
                 Node(opened(folder))
     install(consortium, "north", answer)
@@ -360,10 +359,35 @@ def test_a_coordinators_own_silo_under_an_approved_name_is_a_stranger(
         client.enrolment.require_known(swapped, MASKED, north)
 
 
+def test_another_coordinator_cannot_have_a_silo_change_its_keys(
+    consortium: Consortium, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may have both of the silo's requests, which are public: nothing is touched for its answer."""
+    other, folder = tmp_path / "other", consortium.silos[0]
+    server_("init", str(other), "--host", "127.0.0.1")
+    first = folder.parent / "north.request.json"
+    read = ("--server", str(other), "--fingerprint", fingerprint(first.read_bytes()))
+    server_("enrol", str(first), *read, "--out", str(tmp_path / "first.json"))
+    request, heard = ask(consortium, "north")
+    out = str(tmp_path / "second.json")
+    words = ["enrol", str(request), "--rotate", "--server", str(other), "--fingerprint", heard, "--out", out]
+    answer = server_(*words)
+    with opened(folder).ledger() as ledger:
+        lines = ledger.export()
+    typed = ["enrol", "--silo", str(folder), "--install", out, "--fingerprint", str(answer["fingerprint"])]
+    with passphrases(consortium.credentials):
+        assert guarded(client.cli.app, arguments=typed) == 2
+    assert "pins another coordinator" in " ".join(capsys.readouterr().err.split())
+    with opened(folder).ledger() as ledger:
+        assert ledger.export() == lines
+    assert (folder / "keys" / "next" / "ledger.pem").exists()
+    Node(opened(folder))
+
+
 def test_a_node_with_other_keys_than_the_roster_does_not_start(consortium: Consortium) -> None:
     request = ask(consortium, "north")
     Node(opened(consortium.silos[0]))  # what is asked for alone changes nothing
     grant(consortium, *request)
-    handover.take_over(opened(consortium.silos[0]))
+    handover.take_over(opened(consortium.silos[0]))  # as nobody does: without its answer
     with pytest.raises(SettingError, match="end it with fedsilo-silo enrol --install"):
         Node(opened(consortium.silos[0]))

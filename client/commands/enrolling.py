@@ -61,6 +61,7 @@ def enrol(
 def _install(silo: Silo, path: Path, given: str | None, as_json: bool) -> None:
     from client.enrolment import install
     from client.handover import own, pending, take_over
+    from client.running import only_one
     from strategies.enrolment import fingerprint, read_answer
 
     try:
@@ -79,9 +80,11 @@ def _install(silo: Silo, path: Path, given: str | None, as_json: bool) -> None:
         raise SettingError(f"--fingerprint {given} is not the answer's, {known}; the file was changed on its way")
     member, changed = own(silo), pending(silo)
     if changed is not None and answer.members().members.get(member.silo) == changed:
-        take_over(silo)
-        member = changed
-    kept = install(silo, answer, data, member)
+        with only_one(silo.folder):
+            kept = install(silo, answer, data, changed)  # raises for another coordinator's, before a key is touched
+            take_over(silo)
+    else:
+        kept = install(silo, answer, data, member)
     _remember_server(silo, answer.address)
     facts = {
         "silo": member.silo,
