@@ -15,6 +15,7 @@ import numpy as np
 from client import masking
 from client.ledger import Ledger
 from client.models.base import Shape, build, load_weights
+from client.outcome import Told, require_true
 from client.round import agreed, model_layout, read_records, release, shown, sound_counts, stored_reply
 from client.silo import Silo
 from client.training.device import device_of
@@ -58,8 +59,10 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
     weights = model_layout(study).check(request.weights, "the model")
     last = study.file.study.rounds + 1
     evidence = read_evidence(request.heads, request.receipts, manifest, last)
+    told = Told(text=request.outcome, round=last - 1, weights=weights, received=request.received)
     with silo.ledger() as ledger:
         require_newest(evidence, manifest, silo, ledger, request.received, study)
+        require_true(told, manifest, silo, ledger, study)
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
         if study.masked:
@@ -71,7 +74,9 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
             return wire.unpack(stored, (wire.Farewell,))
         counted = _may_count(study, silo, ledger, manifest, evidence)
     shape = Shape.of_study(study)
-    module = build(study.model, shape, study.file.study.seed).to(device_of(silo.settings.device))
+    module = build(study.model, shape, study.file.study.seed).to(
+        device_of(silo.settings.device, silo.settings.memory_fraction)
+    )
     load_weights(module, weights)
     seen = evaluate(module, read_records(silo, study).held_out, shape, study, counted=counted)
     silo.log(logging.INFO, f"run {manifest.run[:8]}: final model has {shown(seen.metrics)}")

@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -28,10 +28,12 @@ class Answers:
     Args:
         replies: by node.
         silent: nodes without a reply that can be used: none in time, a failure of the node, or a wrong message.
+        digests: SHA-256 of each reply as it arrived, by node.
     """
 
     replies: Mapping[int, wire.Reply]
     silent: tuple[int, ...]
+    digests: Mapping[int, str] = field(default_factory=dict)
 
 
 def wait_for_nodes(grid: Grid, least: int, timeout_s: float) -> list[int]:
@@ -78,6 +80,7 @@ def ask(grid: Grid, requests: Mapping[int, wire.Instruction], *, group: str, tim
     ]
     pending = dict(zip(grid.push_messages(messages), nodes, strict=True))
     replies: dict[int, wire.Reply] = {}
+    digests: dict[int, str] = {}
     deadline = time.monotonic() + timeout_s
     wait_s = _FIRST_WAIT_S
     while pending:
@@ -85,12 +88,13 @@ def ask(grid: Grid, requests: Mapping[int, wire.Instruction], *, group: str, tim
             node = pending.pop(message.metadata.reply_to_message_id, None)
             reply = _decode(message)
             if node is not None and reply is not None:
-                replies[node] = reply
+                replies[node], digests[node] = reply, wire.digest(message.content)
         if not pending or time.monotonic() >= deadline:
             break
         time.sleep(min(wait_s, max(0.0, deadline - time.monotonic())))
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-    return Answers(replies=replies, silent=tuple(node for node in nodes if node not in replies))
+    silent = tuple(node for node in nodes if node not in replies)
+    return Answers(replies=replies, silent=silent, digests=digests)
 
 
 def _decode(message: Message) -> wire.Reply | None:

@@ -10,17 +10,23 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from enrolled import POLICY, Wire, consortium_of, study_of
 from networks import ARCHITECTURES, every_architecture, model_of, rows_of
+from sites import rewrite
 from torch import nn
 
+from client import closing, sums
+from client import round as local_round
 from client.data.records import Part
 from client.models._recurrence import Cell, Stack
 from client.models.base import MODELS, Shape, build
+from client.silo import Silo
 from client.training import device, gradients, local, passes
 from client.training.losses import row_loss
 from strategies.base import Aux
@@ -43,6 +49,106 @@ def test_a_gpu_that_is_not_there_is_refused(setting: str, there: int, monkeypatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     with pytest.raises(SettingError, match=f"device = '{setting}': this machine shows {there} CUDA devices"):
         device.device_of(setting)
+
+
+@dataclass
+class Gpu:
+    """A GPU as torch.cuda tells of it; it remembers the share that each process may take."""
+
+    total: int = 10 * 2**30
+    free: int = 10 * 2**30
+    reserved: int = 0
+    allocated: int = 0
+    shares: dict[int, float] = field(default_factory=dict)
+
+    def installed(self, patch: pytest.MonkeyPatch) -> None:
+        for name, value in {
+            "is_available": lambda: True,
+            "device_count": lambda: 2,
+            "current_device": lambda: 1,
+            "mem_get_info": lambda _: (self.free, self.total),
+            "memory_reserved": lambda _: self.reserved,
+            "memory_allocated": lambda _: self.allocated,
+            "set_per_process_memory_fraction": lambda share, where: self.shares.__setitem__(where.index, share),
+            "get_per_process_memory_fraction": lambda where: self.shares.get(where.index, 1.0),
+        }.items():
+            patch.setattr(torch.cuda, name, value)
+
+
+@pytest.mark.parametrize(("setting", "index"), [("auto", 1), ("cuda", 1), ("cuda:0", 0), ("cuda:1", 1)])
+def test_a_node_is_limited_to_its_share_of_the_gpu_that_it_uses(
+    setting: str, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu()
+    gpu.installed(monkeypatch)
+    assert device.device_of(setting, 0.3) == torch.device("cuda", index)
+    assert gpu.shares == {index: 0.3}
+    device.device_of(setting)
+    assert gpu.shares == {index: 1.0}, "a silo without a share, in the same process, has all of it"
+    gpu.shares.clear()
+    device.device_of("cpu", 0.3)
+    assert gpu.shares == {}
+
+
+@pytest.mark.parametrize(
+    ("free", "reserved", "allocated", "share", "expected"),
+    [
+        (10, 0, 0, 1.0, 10),
+        (10, 0, 0, 0.3, 3),  # the share, though all of it is free
+        (2, 0, 0, 0.3, 2),  # the others have taken more than was left to them
+        (6, 2, 1, 0.3, 2),  # of the share, one is in use; what is reserved is this process's own
+        (6, 4, 3, 1.0, 7),
+        (0, 3, 3, 0.3, 0),
+        (1, 4, 4, 0.3, 0),  # a share that was lowered
+    ],
+)
+def test_free_memory_is_counted_within_the_share(
+    free: int, reserved: int, allocated: int, share: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gibi = 2**30
+    gpu = Gpu(free=free * gibi, reserved=reserved * gibi, allocated=allocated * gibi)
+    gpu.installed(monkeypatch)
+    where = device.device_of("cuda:0", share)
+    assert device.free_bytes(where) == expected * gibi
+
+
+def test_three_nodes_on_one_gpu_plan_for_less_than_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees the same free memory before the others begin; half of each one's share is what a pass may take."""
+    planned = 0
+    for _ in range(3):
+        gpu = Gpu()  # the share is the process's own
+        gpu.installed(monkeypatch)
+        planned += device.free_bytes(device.device_of("cuda:0", 0.3))
+    assert 0.8 * gpu.total < planned <= gpu.total
+
+
+def test_whatever_a_silo_computes_it_computes_within_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training, counting under masks, and the end of a run."""
+    policy = {**POLICY, 'allow_metrics = "none"': 'allow_metrics = "masked"'}
+    values = {"study__rounds": 2, "training__steps": 1, "secagg__enabled": True, "cohort__round_timeout_s": 60}
+    consortium = consortium_of(tmp_path, policy, evaluation__release="masked", privacy__epsilon=0.5, **values)
+    shares = dict(zip(("east", "north", "south"), (0.25, 0.5, 1.0), strict=True))
+    for name, share in shares.items():
+        rewrite(tmp_path / name / "silo.toml", "# memory_fraction = 0.3 ", f"memory_fraction = {share} ")
+    asked: dict[str, list[float]] = {}
+    for module in (closing, local_round, sums):
+
+        def noted(setting: str, fraction: float = 1.0, of: str = module.__name__) -> torch.device:
+            asked.setdefault(of, []).append(fraction)
+            return device.device_of("cpu")
+
+        monkeypatch.setattr(module, "device_of", noted)
+    Wire(consortium, study_of(consortium)).train()
+    assert asked.keys() == {"client.closing", "client.round", "client.sums"}
+    assert all(set(fractions) == set(shares.values()) for fractions in asked.values())
+
+
+@pytest.mark.parametrize("setting", ["0", "-0.1", "1.01", "nan", "inf", '"half"'])
+def test_a_share_that_is_none_is_refused_in_a_sentence(setting: str, tmp_path: Path) -> None:
+    (tmp_path / "silo.toml").write_text(f'name = "a"\nmemory_fraction = {setting}\n[data.ward]\npath = "x.csv"\n')
+    sentence = r"silo.toml: memory_fraction = .* is not allowed: input should be .*; write the share of the GPU that"
+    with pytest.raises(SettingError, match=sentence):
+        Silo.open(tmp_path)
 
 
 def test_auto_is_the_processor_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,3 +459,17 @@ def test_free_memory_of_a_gpu_is_what_the_driver_says(gpu: torch.device) -> None
     assert torch.cuda.get_device_name(gpu) in device.prepared(gpu)
     assert 0 < device.free_bytes(gpu) <= torch.cuda.get_device_properties(gpu).total_memory
     assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_a_process_is_stopped_at_its_share_of_a_gpu() -> None:
+    where = device.device_of("cuda:0", 0.05)
+    try:
+        total = torch.cuda.get_device_properties(where).total_memory
+        assert device.free_bytes(where) <= 0.05 * total
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            torch.empty(int(0.06 * total), dtype=torch.uint8, device=where)
+        assert torch.empty(int(0.02 * total), dtype=torch.uint8, device=where).device == where
+    finally:
+        device.device_of("cuda:0")

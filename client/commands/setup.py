@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _SILO = """name = {name}
 server = ""                      # host:port of the coordinator, once there is one
 device = "auto"                  # auto, cpu, cuda, cuda:1
+# memory_fraction = 0.3          # of the GPU's memory, where several nodes share one
 
 [data.{root}]
 path = {path}

@@ -20,6 +20,7 @@ from strategies.privacy.dataroot import covers
 from strategies.privacy.events import Event, from_json, merge
 from strategies.proof.check_heads import check_equivocation, check_receipts
 from strategies.proof.check_ledger import check_ledger, check_statement, compare_statement
+from strategies.proof.check_outcomes import check_run_outcomes
 from strategies.proof.entries import read, read_events
 from strategies.proof.findings import ABSOLUTE, RELATIVE, Findings, Ledger
 from strategies.proof.seal import NAME, read_seal
@@ -27,7 +28,7 @@ from strategies.proof.trust import Trust
 from strategies.statement import SignedStatement
 
 _NEEDED = (NAME, "study.toml", "manifest.json", "report.json")
-_READ = (*_NEEDED, "metrics.jsonl", "receipts.jsonl")
+_READ = (*_NEEDED, "metrics.jsonl", "receipts.jsonl", "outcomes.jsonl")
 REPORT = "fedsilo-report/1"
 
 
@@ -142,6 +143,7 @@ def _statements(run: _Run, trust: Trust, found: Findings) -> None:
         compare_statement(run.name(name), statement, ledger, found)
         _agreement(run, ledger, found)
     _receipts(run, ledgers, found)
+    _outcomes(run, ledgers, found)
     _silos_of_the_report(run, signed, found)
     _lines(run, ledgers, found)
 
@@ -173,6 +175,17 @@ def _receipts(run: _Run, ledgers: Mapping[str, Ledger], found: Findings) -> None
         ]
         for seq in late[:1]:
             found.fail(ledger.file, f"a witness has kept a head at position {seq}; the ledger ends before it", seq)
+
+
+def _outcomes(run: _Run, ledgers: Mapping[str, Ledger], found: Findings) -> None:
+    """The records lead from one model to the next, and in a complete run to the model of the report."""
+    file, about = run.name("outcomes.jsonl"), run.report.get("run", {})
+    records = check_run_outcomes(file, run.files.get("outcomes.jsonl", b""), run.manifest, ledgers, found)
+    if about.get("status") == "complete" and run.report.get("rounds"):
+        whole = len(records) == len(run.report["rounds"])
+        if found.require(whole, file, "it has not one record for each round of the report"):
+            same = records[-1].outcome.after == about.get("model_out")
+            found.require(same, file, "the last record ends with another model than the report")
 
 
 # --- report and lines ---------------------------------------------------------------------------------------
