@@ -13,7 +13,6 @@ than it was, or of which a witness has seen another line, is frozen: nothing is 
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client import fingerprint
 from client.balance import Balance, balance_of, require_budget
-from client.filesystem import HEAD_ROOM_BYTES
 from client.keys import fingerprint_key, write_pin
 from client.ledger_book import Book, Place, next_entry
 from client.ledger_file import Durability, LedgerFile
@@ -129,7 +127,7 @@ class Ledger:
             LedgerError: the ledger is frozen, or a receipt shows that it was rolled back or cloned: it is frozen now.
             VerificationError: a receipt is none of this ledger's.
         """
-        self._require_room()
+        self._book.require_room()
         with self._book.writing() as chain:
             lost = self._lost(chain, receipts)
             if not lost:
@@ -472,14 +470,6 @@ class Ledger:
     def _stop_if(self, lost: Sequence[SignedHead]) -> None:
         if lost:
             raise LedgerError(f"{self._book.place.path} is frozen: {_rolled_back(lost)}")
-
-    def _require_room(self) -> None:
-        if self._book.place.durable:
-            disk = os.statvfs(self._book.place.path.parent)
-            if disk.f_bavail * disk.f_frsize < HEAD_ROOM_BYTES:
-                raise LedgerError(
-                    f"less than 64 MiB are free beside {self._book.place.path}; make room before the next round"
-                )
 
 
 def _adopted(chain: Chain, lost: Iterable[Head]) -> dict[str, tuple[Event, ...]]:

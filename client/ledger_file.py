@@ -91,6 +91,11 @@ class LedgerFile:
                 os.close(descriptor)
         self._folder = self._lock = -1
 
+    def free_bytes(self) -> int:
+        """Return how much room the file system has beside the ledger."""
+        disk = os.fstatvfs(self._folder)
+        return disk.f_bavail * disk.f_frsize
+
     # --- reading and writing --------------------------------------------------------------------------------
 
     @contextmanager
@@ -171,8 +176,10 @@ class LedgerFile:
         Raises:
             LedgerError: the file cannot be read.
         """
-        with self._errors():
+        try:  # without `_errors`, whose frame would be felt in every entry
             return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+        except sqlite3.Error as error:
+            raise LedgerError(f"{self.path} cannot be read: {error}") from None
 
     def sketches(self) -> dict[str, bytes]:
         """Return the sketch of units by data root.

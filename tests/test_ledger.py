@@ -507,7 +507,7 @@ def test_the_ledger_asks_where_it_lies(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_full_disk_is_seen_before_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from client import ledger as module
+    from client import ledger_book as module
 
     place = made(tmp_path, "power-loss")
     monkeypatch.setattr(module, "HEAD_ROOM_BYTES", 2**80)

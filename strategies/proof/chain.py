@@ -123,7 +123,7 @@ class Chain:
         if entry.seq > self.seq + 1:
             self.gaps.append((self.seq + 1, entry.seq - 1))
         self.seq, self.hash, self.time, self.policy = entry.seq, signed.hash, entry.time, entry.policy
-        self._hashes[entry.seq] = signed.hash
+        self._hashes[entry.seq] = self.hash
 
     def check_last(self, signed: Signed) -> None:
         """Check the signatures of the last entry, by which the hash links cover all before it.
