@@ -145,6 +145,7 @@ def _print_findings(found: Findings) -> None:
         console.print(
             f"  {row['silo']}, data root '{row['data_root']}': {loss} at delta {row['delta']:g} a {row['unit']}, "
             f"{row['neighbouring']}; the gate ({row['gate']}) counts {row['spent']} of {row['budget']}"
+            + ("" if row["rests_on"] == "ledger" else "; to date, as the silo has signed")
         )
     for row in found.open_reserves:
         console.print(f"  {row['silo']}: round {row['round']} of run {row['run']} is reserved and not released; spent")

@@ -297,7 +297,8 @@ _WHAT_TRAVELS = {
     "Farewell.head": "where the silo's ledger stands, signed: a position, a hash and what was released so far",
     "Farewell.countersigned": "signatures on the heads of the other silos' ledgers",
     "Farewell.statement": "what the silo's own ledger says was spent, signed",
-    "Farewell.ledger": "the lines of the silo's ledger up to there: settings, what was released and when, and hashes",
+    "Farewell.ledger": "the lines of the silo's ledger that concern this run: settings, what was released and when; of "
+    "all others hashes alone",
     "Farewell.counts": "metric counts of the final model, on its held-out records, noised",
     "Attested.silo": "name of the silo",
     "Attested.head": "where the silo's ledger stands, signed: a position, a hash and what was released so far",
