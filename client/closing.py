@@ -57,7 +57,7 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
     """
     manifest = agreed(request.manifest, study, silo)
     weights = model_layout(study).check(request.weights, "the model")
-    last = study.file.study.rounds + 1
+    last = study.last_release
     evidence = read_evidence(request.heads, request.receipts, manifest, last)
     with silo.ledger() as ledger:
         require_newest(evidence, manifest, silo, ledger, request.received, study)

@@ -806,6 +806,7 @@ def test_over_a_whole_run_what_left_is_what_the_ledger_released(silos: list[Silo
             commits = [entry.round for entry in ledger.entries() if entry.kind == "commit"]
         left = [(line["run"], line["round"]) for line in egress(silo) if line["privacy"] == "released"]
         assert left == releases and [round for _, round in left] == commits == [1, 2, 3]
+        assert {line["round"] for line in egress(silo) if line["field"].startswith("Farewell.")} == {4}
         assert rounds[-1]["epsilon"][silo.name] == epsilon(STUDY.round_events() * 3, 1e-5)
         assert [line["field"] for line in egress(silo)] == [
             "Accept.silo",
