@@ -16,10 +16,12 @@ from typing import Annotated, Any
 
 import typer
 
+from client.commands.access import SiloFolder, folder_of
 from client.keys import read_pin
 from client.ledger_book import Place
 from client.ledger_file import LedgerFile
 from client.silo import Silo
+from strategies.command import Json
 from strategies.errors import FedsiloError, SettingError, VerificationError
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -27,20 +29,15 @@ _PRINT_S = 120
 
 
 def report_command(
-    silo: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The silo's folder; FEDSILO_SILO if omitted.")
-    ] = None,
+    silo: SiloFolder = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the files go; the silo's own folder report/ otherwise.")
     ] = None,
     pdf: Annotated[bool, typer.Option("--pdf", help="Also print the page to budget.pdf, with Chromium.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write the silo's privacy budget report: all runs on each data root, from its ledger."""
-    named = silo or os.environ.get("FEDSILO_SILO")
-    if not named:
-        raise SettingError("no silo folder is named; give --silo DIR or set FEDSILO_SILO")
-    folder = Path(named)
+    folder = folder_of(silo)
     browser = _browser() if pdf else ""
     facts = facts_of(folder)
     place = out or folder / "report"

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from client.commands.access import (
-    Json,
     OfficerWord,
     SiloFolder,
     SiloWord,
@@ -24,6 +23,7 @@ from client.commands.access import (
     read_study,
     simulated,
 )
+from strategies.command import Json
 from strategies.errors import SettingError, VerificationError
 
 if TYPE_CHECKING:
