@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,8 @@ from client.ledger_book import Place
 from client.ledger_file import LedgerFile
 from client.silo import Silo
 from strategies.command import Json
-from strategies.errors import FedsiloError, SettingError, VerificationError
+from strategies.errors import FedsiloError, ProtocolError, SettingError, VerificationError
+from strategies.manifest import Manifest
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _PRINT_S = 120
@@ -69,10 +71,19 @@ def facts_of(folder: Path) -> dict[str, Any]:
     from strategies.report.budget import budget_facts
 
     place = Silo.open(folder).place()
-    facts = budget_facts(_lines(place), read_pin(place.keys))
+    facts = budget_facts(_lines(place), read_pin(place.keys), _manifests(folder))
     if place.marker.exists():
         facts["ledger"]["frozen"] = facts["ledger"]["frozen"] or f"the mark {place.marker.name} lies beside it"
     return facts
+
+
+def _manifests(folder: Path) -> list[Manifest]:
+    """Return what the silo has kept of the agreements of its runs; one that cannot be read is left out."""
+    found = []
+    for path in sorted((folder / "state").glob("*/manifest.json")):
+        with suppress(OSError, UnicodeDecodeError, ProtocolError):
+            found.append(Manifest.from_json(path.read_text(encoding="utf-8")))
+    return found
 
 
 def _lines(place: Place) -> list[bytes]:

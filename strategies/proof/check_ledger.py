@@ -45,8 +45,8 @@ def check_ledger(file: str, data: bytes, trust: Trust, found: Findings, *, whole
     found.checked.append(f"{file}: ledger of {chain.silo}, {chain.entries} entries, every link and signature holds")
     if chain.hidden:
         found.note(
-            f"{file}: {chain.unseen} entries that do not concern the run are not shown; that they stand between the "
-            "others, and what was spent to date with them, is what the silo has signed"
+            f"{file}: {chain.unseen} entries of other runs are not shown; that nothing else stands there, and the sum "
+            "to date, rest on the silo's signature"
         )
     for run, round in chain.open_rounds():
         found.open_reserves.append({"file": file, "silo": chain.silo, "run": run, "round": round})
