@@ -226,7 +226,7 @@ def _runs(root: Facts, identity: str) -> dict[str, Any]:
         "study goes by the first digits of its SHA-256, the name of the file in approved/.",
         "columns": [
             ("Run", ""),
-            ("Study", "as approved"),
+            ("Study", "SHA-256"),
             ("Began", ""),
             ("Entries", ""),
             ("Reserved", "rounds"),
