@@ -233,18 +233,19 @@ def test_the_whole_ledger_proves_what_the_extract_left_to_the_silos_word(
     }
 
 
-def test_a_link_that_is_not_in_the_ledger_is_found_by_the_ledger() -> None:
-    """Two ledgers under one name: the extract of one beside the export of the other."""
-    one_, other = mixed(), Book().begin()
+@pytest.mark.parametrize("end", [14, 6])
+def test_a_link_that_is_not_in_the_ledger_is_found_by_the_ledger(end: int) -> None:
+    """Two ledgers under one name: the extract of one, and the other's export, which may end where a link hides its end."""
+    other = Book().begin()
     other.add("data_root", root_value(replace(CLINIC, epsilon=5.0)), data_root="clinic")
-    for _ in range(12):
+    while other.chain.seq < end:
         other.add("checkpoint", {"spent": {}})
-    given = {
-        "extract.jsonl": b"".join(line + b"\n" for line in shown(one_)),
+    given: dict[str, Given] = {
+        "extract.jsonl": b"".join(line + b"\n" for line in shown(mixed())),
         "export.jsonl": b"".join(line + b"\n" for line in other.lines),
     }
     found = check(given, Trust())
-    assert [row["seq"] for row in found.equivocations] and any("has two lines" in text for text in sentences(found))
+    assert len(found.equivocations) >= 1 and any("has two lines" in text for text in sentences(found))
 
 
 @pytest.mark.parametrize(
