@@ -52,6 +52,12 @@ def enrolled_name(grid: Grid, node: int) -> str | None:
     return name_of(node) if name_of is not None else None
 
 
+def enrolled_ledger(grid: Grid, node: int) -> str | None:
+    """Return the identity of the ledger that the roster gives to a node, or None where there is no roster."""
+    ledger_of: Callable[[int], str] | None = getattr(grid, "ledger_of", None)
+    return ledger_of(node) if ledger_of is not None else None
+
+
 def select(silos: Sequence[str], *, fraction: float, least: int, seed: int, round: int) -> list[str]:
     """Return the cohort of a round: a seeded choice of the larger of `least` and the fraction of `silos`.
 

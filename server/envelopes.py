@@ -64,6 +64,10 @@ class SignedGrid(Grid):
         member = self._roster.members.get(silo)
         return member is not None and (member.ledger_id, member.ledger_key) != (ledger_id, ledger_key)
 
+    def ledger_of(self, node: int) -> str:
+        """Return the identity of the ledger of the silo behind a node."""
+        return self._members[node].ledger_id
+
     def know(self, nodes: Mapping[str, int]) -> None:
         """Learn the nodes of a run that is taken up, of which some may be away."""
         found = {node: self._roster.members.get(silo) for silo, node in nodes.items()}

@@ -223,7 +223,7 @@ class Farewell:
     head: str = _public()
     countersigned: str = _public()
     statement: str = _public()  # canonical JSON, signed by the ledger's key; empty when nothing could be signed
-    ledger: str = _public()  # the ledger's lines up to there, which hold settings, releases and hashes alone
+    ledger: str = _public()  # lines of the ledger up to there that concern the run; of all others one hash a stretch
     counts: Vector = _counts()
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.commands.access import Json, SiloFolder, SiloWord, Words, console, open_silo, simulated
+from client.commands.access import SiloFolder, SiloWord, Words, console, open_silo, simulated
+from strategies.command import Json
 from strategies.errors import SettingError
 
 if TYPE_CHECKING:

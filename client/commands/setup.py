@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from client.commands.access import (
-    Json,
     OfficerWord,
     SiloFolder,
     SiloWord,
@@ -22,6 +21,7 @@ from client.commands.access import (
     read_study,
     simulated,
 )
+from strategies.command import Json
 from strategies.errors import DataError, SettingError
 
 if TYPE_CHECKING:

@@ -13,11 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from strategies.command import not_built
+from strategies.command import Json, not_built
 from strategies.errors import SettingError, nearest
 
 app = typer.Typer(help="Measure what privacy costs on this machine.", no_args_is_help=True)
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout and nothing else.")]
 Laps = Annotated[int, typer.Option(min=1, help="How often each way takes its turn.")]
 Out = Annotated[Path, typer.Option(help="Folder for figures and picture.")]
 Lines = tuple[Sequence[str], Iterable[Sequence[str]]]  # of a table: its columns and rows

@@ -34,12 +34,14 @@ class Ledger:
     Args:
         file: where it was read.
         lines: its lines.
+        digest: SHA-256 of the file.
         chain: what they add up to.
-        whole: False for an extract, which ends where a statement was made.
+        whole: False for what stands beside a statement and ends where that was made.
     """
 
     file: str
     lines: Sequence[bytes]
+    digest: str
     chain: Chain
     whole: bool
 
@@ -133,8 +135,12 @@ class Findings:
                 self.fail(ledger.file, sentence, place.seq)
         for other in self.ledgers:
             place = other.chain.head()
-            if other is not ledger and place.ledger_id == identity and place.seq <= chain.seq and chain.is_stray(place):
+            if other is ledger or place.ledger_id != identity:
+                continue
+            if place.seq <= chain.seq and chain.is_stray(place):
                 self._twice(identity, place.seq, other.file, ledger.file)
+            elif other.chain.hidden and (seq := chain.contradicts(other.chain)) is not None:
+                self._twice(identity, seq, other.file, ledger.file)
 
     def _twice(self, ledger_id: str, seq: int, first: str, second: str) -> None:
         row = {"ledger_id": ledger_id, "seq": seq, "files": [first, second]}
