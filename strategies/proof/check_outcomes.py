@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from strategies.errors import VerificationError
 from strategies.manifest import Manifest
-from strategies.proof.entries import read
+from strategies.proof.extract import entries
 from strategies.proof.findings import Findings, Ledger
 from strategies.proof.outcomes import SignedOutcome, follows, read_outcome
 
@@ -52,5 +52,5 @@ def check_run_outcomes(
 
 
 def _releases(ledger: Ledger, run: str) -> dict[int, str]:
-    entries = [read(line).entry for line in ledger.lines]
-    return {entry.round: entry.body["sha256"] for entry in entries if entry.kind == "release" and entry.run == run}
+    own = (entry for entry in entries(ledger.lines) if entry.kind == "release" and entry.run == run)
+    return {entry.round: entry.body["sha256"] for entry in own}
