@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import polars as pl
+import torch
 
+from client.data import kinds
 from client.models.base import Shape, build, weights_of
 from simulations.bench import consortium, flower
 from simulations.bench.machine import machine, ratio
@@ -30,7 +31,6 @@ from simulations.bench.processes import Processes
 from simulations.ready import read_study
 from simulations.silos import REGISTRIES, complete, make_silos
 from simulations.sources import read_dataset
-from strategies.sections import NumericFeature
 from strategies.study import Study, override
 
 Tell = Callable[[str], None]
@@ -230,7 +230,6 @@ def prepare(size: Size, scratch: Path) -> Work:
         settings={
             "inputs": inputs,
             "width": width,
-            "outputs": shape.outputs,
             "steps": size.steps,
             "batch": batch,
             "lr": _LR,
@@ -246,15 +245,10 @@ def width_of(megabytes: float, inputs: int, outputs: int) -> int:
 
 
 def _as_array(table: Path, study: Study, path: Path) -> Path:
-    """Write a silo's records as numbers: each feature from 0 at its least to 1 at its most, and the class."""
-    frame, data = pl.read_parquet(table), study.file.data
-    columns = []
-    for name, feature in data.features.items():
-        assert isinstance(feature, NumericFeature)  # as all of this study are
-        columns.append((frame[name].to_numpy() - feature.min) / (feature.max - feature.min))
-    classes = list(data.classes or ())
-    columns.append(np.array([classes.index(label) for label in frame[str(data.target)].to_list()], np.float64))
-    np.save(path, np.stack(columns, axis=1).astype(np.float32), allow_pickle=False)
+    """Write the records that a silo trains on as it reads them itself: inputs, and the class in the last column."""
+    part = kinds.load(table, study, {}, path.parent / "cache").train
+    assert isinstance(part.x, torch.Tensor)
+    np.save(path, torch.column_stack([part.x, part.y]).numpy().astype(np.float32), allow_pickle=False)
     return path
 
 

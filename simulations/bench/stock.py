@@ -22,11 +22,9 @@ client_app = ClientApp()
 server_app = ServerApp()
 
 
-def network(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    """Return the network."""
-    return nn.Sequential(
-        nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, outputs)
-    )
+def network(inputs: int, width: int) -> nn.Sequential:
+    """Return the network, with one logit for two classes."""
+    return nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
 
 
 @client_app.train()
@@ -34,8 +32,8 @@ def train(message: Message, context: Context) -> Message:
     """Train from the global model; the records are read for each message, as its process is a new one."""
     settings = context.run_config
     table = torch.from_numpy(np.load(str(context.node_config["records"]), allow_pickle=False))
-    x, y = table[:, :-1], table[:, -1].long()
-    model = network(x.shape[1], int(settings["width"]), int(settings["outputs"]))
+    x, y = table[:, :-1], table[:, -1]
+    model = network(x.shape[1], int(settings["width"]))
     received = message.content["arrays"]
     assert isinstance(received, ArrayRecord)
     model.load_state_dict(received.to_torch_state_dict())
@@ -43,7 +41,7 @@ def train(message: Message, context: Context) -> Message:
     for _ in range(int(settings["steps"])):
         rows = torch.randperm(len(x))[: int(settings["batch"])]
         optimizer.zero_grad()
-        F.cross_entropy(model(x[rows]), y[rows]).backward()
+        F.binary_cross_entropy_with_logits(model(x[rows])[:, 0], y[rows]).backward()
         optimizer.step()
     content = RecordDict({"arrays": ArrayRecord(model.state_dict())})
     content["metrics"] = MetricRecord({"num-examples": len(x)})
@@ -70,7 +68,7 @@ class Timed(FedAvg):
 def main(grid: Grid, context: Context) -> None:
     """Train without the phase of evaluation, in which every client would be asked a second time each round."""
     settings = context.run_config
-    model = network(int(settings["inputs"]), int(settings["width"]), int(settings["outputs"]))
+    model = network(int(settings["inputs"]), int(settings["width"]))
     nodes = int(settings["silos"])
     strategy = Timed(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes, min_evaluate_nodes=0)
     strategy.out = Path(str(settings["out"]))
