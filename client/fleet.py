@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -26,7 +27,7 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import Message as MessageProto
-from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.inflatable.inflatable_object import (
@@ -55,7 +56,6 @@ from client.trust import trust_of
 
 HEARTBEAT_S = 10.0  # the shortest that Flower allows; a node that is gone counts as such after two
 _TIMEOUT_S = 60.0
-_OBJECT_WAIT_S = 120.0
 T = TypeVar("T")
 
 
@@ -140,15 +140,31 @@ class Connection:
             return None
         return message_from_proto(found.messages_list[0]), found.message_object_trees[0]
 
-    def content(self, message: Message, tree: ObjectTree) -> Message:
-        """Return a pulled message with its content."""
+    def content(self, message: Message, tree: ObjectTree, stopping: Callable[[], bool]) -> Message:
+        """Return a pulled message with its content, which may still be on its way: a large model takes long.
+
+        Args:
+            message: as it was pulled.
+            tree: of its objects.
+            stopping: whether to give up.
+
+        Raises:
+            Unreachable, TurnedAway: it is not to be had, or not before nobody waits for an answer any more.
+        """
         facts = message.metadata
-        fetch = make_pull_object_fn_protobuf(lambda r: _once(self._client.PullObject, r), self._node, facts.run_id)
+
+        def ask(request: PullObjectRequest) -> PullObjectResponse:
+            if stopping():
+                raise Unreachable("the node stops")
+            return _once(self._client.PullObject, request)
+
+        fetch = make_pull_object_fn_protobuf(ask, self._node, facts.run_id)
         try:
             objects = pull_objects(
                 [each.object_id for each in iterate_object_tree(tree)],
                 fetch,
-                max_time=_OBJECT_WAIT_S,
+                max_time=facts.created_at + facts.ttl - time.time(),
+                max_tries_per_object=None,
                 initial_backoff=0.05,
                 backoff_cap=1.0,
             )

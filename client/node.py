@@ -170,7 +170,7 @@ class Node:
     def _fetched(self, connection: Connection, message: Message, tree: Any) -> Task:
         """Return a message with its content, on disk before the coordinator is told that it has arrived."""
         known = self._know(connection, message.metadata.run_id)
-        whole = connection.content(message, tree)
+        whole = connection.content(message, tree, self._stop.is_set)
         task = Task(message=whole, config=dict(known.config), sealed=_sealed(whole))
         self._keep(task)
         connection.confirm(whole)

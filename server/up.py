@@ -36,6 +36,7 @@ _PAUSE_S = 0.5
 _RECONCILE_S = 10.0
 _SLOWEST_RESTART_S = 30.0
 _UPSTREAM_S = 60.0
+_LOG_BYTES = 16 * 2**20
 
 
 @dataclass(kw_only=True)
@@ -70,6 +71,18 @@ class Child:
                 start_new_session=True,
             )
         self.starts += 1
+
+    def trim(self) -> None:
+        """Bound the log: once it is too long its end becomes `.1`, and it begins anew.
+
+        It is emptied and not renamed, for the process appends to the file that it has open.
+        """
+        if not self.log.exists() or self.log.stat().st_size <= _LOG_BYTES:
+            return
+        with self.log.open("r+b") as file:
+            file.seek(-_LOG_BYTES, os.SEEK_END)
+            self.log.with_name(f"{self.log.name}.1").write_bytes(file.read(_LOG_BYTES))
+            file.truncate(0)
 
     def stop(self) -> None:
         """End it, by force after ten seconds."""
@@ -206,6 +219,7 @@ class Coordinator:
         self.roster()
         now = asyncio.get_running_loop().time()
         for child in self.children:
+            child.trim()
             if child.process is None or child.process.poll() is None:
                 continue
             if child.again_at == 0.0:

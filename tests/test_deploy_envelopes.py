@@ -317,23 +317,28 @@ def test_nobody_answers_for_another(world: World) -> None:
 def test_replays_duplicates_and_reorders_count_once(world: World, scaled: Callable[..., int]) -> None:
     kept: list[Message] = []
     random_ = random.Random(3)
-    for number in range(scaled(200, 20)):
-        before = len(world.trained)
+    hostile, number = 0, 0
+    while hostile < scaled(2000, 200):
+        before, number = len(world.trained), number + 1
 
         def carry() -> None:
+            nonlocal hostile
             new = [deepcopy(message) for box in world.post.boxes.values() for message in box]
             old = [deepcopy(random_.choice(kept)) for _ in range(4)] if kept else []
+            old = [each for each in old if not each.metadata.reply_to_message_id]
             stale = [deepcopy(reply) for reply in kept if reply.metadata.reply_to_message_id][-4:]
-            messages = [*new, *new, *(each for each in old if not each.metadata.reply_to_message_id)]
+            messages = [*new, *new, *old]
             random_.shuffle(messages)
             for box in world.post.boxes.values():
                 box.clear()
             world.post.replies.extend(stale)  # answers of earlier rounds
             for message in messages:
                 world.deliver("north" if message.metadata.dst_node_id == 11 else "south", message)
-            world.post.replies.extend(deepcopy(world.post.replies[-2:]))
+            again = deepcopy(world.post.replies[-2:])
+            world.post.replies.extend(again)
             kept.extend(new)
             kept.extend(deepcopy(world.post.replies[:2]))
+            hostile += len(new) + len(old) + len(stale) + len(again)
 
         replies = asked(world, str(number), carry)
         assert len(world.trained) == before + 2, "each instruction was worked on once"
