@@ -27,7 +27,7 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import Message as MessageProto
-from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.inflatable.inflatable_object import (
@@ -153,7 +153,7 @@ class Connection:
         """
         facts = message.metadata
 
-        def ask(request: PullObjectRequest) -> PullObjectResponse:
+        def ask(request: PullObjectRequest) -> Any:
             if stopping():
                 raise Unreachable("the node stops")
             return _once(self._client.PullObject, request)
