@@ -66,7 +66,7 @@ def ask(grid: Grid, requests: Mapping[int, wire.Instruction], *, group: str, tim
     Replies are matched by the message that they answer, never by who claims to have sent them.
     """
     nodes = list(requests)
-    messages = [
+    messages = (  # made one by one and kept by nobody here: each holds the whole model
         Message(
             wire.to_record(requests[node]),
             dst_node_id=node,
@@ -75,7 +75,7 @@ def ask(grid: Grid, requests: Mapping[int, wire.Instruction], *, group: str, tim
             ttl=timeout_s,
         )
         for node in nodes
-    ]
+    )
     pending = dict(zip(grid.push_messages(messages), nodes, strict=True))
     replies: dict[int, wire.Reply] = {}
     deadline = time.monotonic() + timeout_s

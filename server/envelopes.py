@@ -75,8 +75,8 @@ class SignedGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        asked, sent = [], list(messages)
-        for message in sent:
+        ids = []
+        for message in messages:
             facts, member = message.metadata, self._members[message.metadata.dst_node_id]
             instruction = Instruction(
                 run=str(self.run.run_id),
@@ -89,9 +89,9 @@ class SignedGrid(Grid):
             )
             sealed = seal(instruction, self._key)
             attach(message.content, sealed, self._roster.text)
-            asked.append(_Asked(member=member, instruction=digest(sealed)))
-        ids = list(self._inner.push_messages(sent))
-        self._asked |= dict(zip(ids, asked, strict=True))
+            (identity,) = self._inner.push_messages([message])
+            self._asked[identity] = _Asked(member=member, instruction=digest(sealed))
+            ids.append(identity)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

@@ -1,5 +1,6 @@
-"""Every process of a deployment is killed before, during and after each phase: the run goes on, or ends with a sentence
-and can be told so, within twice the round's timeout; nothing is charged twice and no spend is lost.
+"""Every process of a deployment is killed before, during and after each phase: within twice the round's timeout the run
+goes on, or ends and is taken up, or, where its first round had not begun, ends with a sentence; nothing is charged twice
+and no spend is lost.
 
 SIGKILL of real processes: a silo's node, the process that trains, the server's app, the SuperLink, and the coordinator
 with its gateway. One silo's training process is stopped (SIGSTOP) and let through message by message, so that a case
@@ -156,11 +157,11 @@ class Case:
         folder = self.facts()["folder"]
         resumable = folder is not None and (Path(folder) / "checkpoint" / "state.safetensors").exists()
         status = self.facts()["status"]
-        if status == "interrupted" and folder is not None:
+        if status != "complete" and resumable:
             until(lambda: all_online(self.world), within_s=2 * TIMEOUT_S, why=f"{self.name}: not all silos came back")
             status = self.resumed(folder)
-        if not self.point.masked and (resumable or self.who in ("superlink", "node", "worker")):
-            assert status == "complete", (self.name, status, self.facts()["sentence"])
+            assert status == "complete" or self.point.masked, self.name
+        assert status == "complete" or resumable or self.ended_cleanly(), (self.name, status)
         if status == "complete":
             check_folder(self.world, Path(folder), self.name, capsys)
         check_ledgers(self.world, self.name)
@@ -169,6 +170,10 @@ class Case:
         done = self.world.type("resume", folder, "--json", timeout_s=8 * TIMEOUT_S)
         assert done.returncode in (0, 1, 3) and "Traceback" not in done.stderr, (self.name, done.stderr)
         return "complete" if done.returncode == 0 else "failed"
+
+    def ended_cleanly(self) -> bool:
+        """Whether a run that never got to its first round says why, or died with what is dead."""
+        return bool(self.facts()["sentence"]) if self.ended() else self.who in ("app", "gateway")
 
     def facts(self) -> dict[str, Any]:
         return run_facts(journal_of(self.home, self.run), {})
