@@ -17,7 +17,7 @@ import torch
 
 from strategies.privacy.secret import GRID, SecretRandom, rounded_normal
 
-_AT_ONCE = 2**24  # values: noise is drawn in float64, and of a large model it would take more than all else
+_AT_ONCE = 2**22  # values: noise is drawn in float64, and of a large model it would take more than all else
 ROUNDING = 2.0**-10  # of the clip norm; see `client.training.gradients`
 
 
