@@ -19,6 +19,7 @@ from strategies import wire
 from strategies.errors import ProtocolError
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.01, 1.0
+_OF_WAITING = 0.15  # between two looks for replies: what looking late adds to an exchange, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +79,19 @@ def ask(grid: Grid, requests: Mapping[int, wire.Instruction], *, group: str, tim
     )
     pending = dict(zip(grid.push_messages(messages), nodes, strict=True))
     replies: dict[int, wire.Reply] = {}
-    deadline = time.monotonic() + timeout_s
-    wait_s = _FIRST_WAIT_S
+    began = time.monotonic()
+    deadline = began + timeout_s
     while pending:
         for message in grid.pull_messages(list(pending)):
             node = pending.pop(message.metadata.reply_to_message_id, None)
             reply = _decode(message)
             if node is not None and reply is not None:
                 replies[node] = reply
-        if not pending or time.monotonic() >= deadline:
+        now = time.monotonic()
+        if not pending or now >= deadline:
             break
-        time.sleep(min(wait_s, max(0.0, deadline - time.monotonic())))
-        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+        wait_s = min(_LONGEST_WAIT_S, max(_FIRST_WAIT_S, _OF_WAITING * (now - began)))
+        time.sleep(min(wait_s, deadline - now))
     return Answers(replies=replies, silent=tuple(node for node in nodes if node not in replies))
 
 
