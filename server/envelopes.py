@@ -20,11 +20,13 @@ from flwr.supercore.run import Run
 
 from server.superlink import point_of
 from strategies.envelope import Answer, Instruction, digest, open_envelope, seal
-from strategies.errors import ProtocolError
+from strategies.errors import ProtocolError, SettingError
 from strategies.roster import Member, Roster
 from strategies.sealed import attach, envelope_of, payload_hash
 
 log = logging.getLogger("fedsilo.server")
+
+_LARGEST_BYTES = 2**31 - 2**20  # protobuf, as which a silo keeps a message, ends at 2 GiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,12 @@ class SignedGrid(Grid):
         ids = []
         for message in messages:
             facts, member = message.metadata, self._members[message.metadata.dst_node_id]
+            size_bytes = _size_bytes(message.content)
+            if size_bytes > _LARGEST_BYTES:
+                raise SettingError(
+                    f"a message of {size_bytes:,} bytes is not allowed in a deployment: a model and what its strategy "
+                    f"broadcasts may take {_LARGEST_BYTES:,}; choose a smaller model.name"
+                )
             instruction = Instruction(
                 run=str(self.run.run_id),
                 silo=member.silo,
@@ -104,6 +112,10 @@ class SignedGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         raise NotImplementedError("rounds push and pull by themselves")
+
+
+def _size_bytes(content: RecordDict) -> int:
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
 
 
 def _checked(message: Message, asked: _Asked) -> Message:

@@ -26,6 +26,7 @@ from client import node as node_module
 from client.fleet import RunFacts, TurnedAway
 from client.node import Node
 from client.silo import Silo
+from server import envelopes
 from server.cohort import ask
 from server.envelopes import SignedGrid
 from server.home import Home
@@ -33,7 +34,7 @@ from server.superlink import pem_of
 from strategies import wire
 from strategies.bundle import digest as bundle_digest
 from strategies.envelope import Answer, Instruction, digest, open_envelope, seal
-from strategies.errors import ProtocolError
+from strategies.errors import ProtocolError, SettingError
 from strategies.proof.entries import public_hex
 from strategies.sealed import attach, envelope_of, payload_hash
 
@@ -223,6 +224,13 @@ def test_untouched_messages_arrive_both_ways(world: World) -> None:
     replies = asked(world, "1", lambda: both(world))
     assert {number: reply.silo for number, reply in replies.items()} == {11: "north", 12: "south"}
     assert world.trained == ["north 1", "south 1"]
+
+
+def test_a_message_that_no_silo_could_keep_is_not_sent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envelopes, "_LARGEST_BYTES", 100)
+    with pytest.raises(SettingError, match=r"a message of \d+ bytes is not allowed .* may take 100"):
+        asked(world, "1", lambda: None)
+    assert world.post.pushed == 0
 
 
 def test_a_node_beside_the_roster_is_not_seen(world: World) -> None:
