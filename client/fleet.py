@@ -10,7 +10,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import httpx
@@ -89,6 +89,15 @@ class RunFacts:
     config: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _CutOff:
+    """What of a reply is still to be sent, and in which of Flower's sessions; `objects` shrinks as they are stored."""
+
+    message: str = ""
+    session: str = ""
+    objects: set[str] = field(default_factory=set)
+
+
 class Connection:
     """One node's connection.
 
@@ -107,6 +116,7 @@ class Connection:
             timeout=_TIMEOUT_S,
         )
         self._node = Node()
+        self._cut_off = _CutOff()
 
     def close(self) -> None:
         """Close the sockets."""
@@ -189,7 +199,11 @@ class Connection:
         return RunFacts(bundle=hashlib.sha256(bundle).hexdigest(), config=config)
 
     def push(self, reply: Message) -> None:
-        """Send a reply with its objects."""
+        """Send a reply with its objects; of one that was cut off, those that are missing.
+
+        Raises:
+            Unreachable, TurnedAway: it did not work.
+        """
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             request = PushMessagesRequest(
@@ -199,11 +213,20 @@ class Connection:
                 clientapp_runtime_list=[0.0],
             )
             answer = _once(self._client.PushMessages, request)
+            session, wanted = answer.session_id, set(answer.objects_to_push)
+            if not wanted and self._cut_off.message == reply.object_id:  # taken before; its session lacks the rest
+                session, wanted = self._cut_off.session, self._cut_off.objects
+            self._cut_off = _CutOff(message=reply.object_id, session=session, objects=wanted)
             send = make_push_object_fn_protobuf(
-                lambda r: _once(self._client.PushObject, r), self._node, reply.metadata.run_id, answer.session_id
+                lambda r: _once(self._client.PushObject, r), self._node, reply.metadata.run_id, session
             )
+
+            def noted(name: str, content: bytes) -> None:
+                send(name, content)
+                wanted.discard(name)
+
             try:
-                push_objects(get_all_nested_objects(reply), send, object_ids_to_push=set(answer.objects_to_push))
+                push_objects(get_all_nested_objects(reply), noted, object_ids_to_push=set(wanted))
             except ObjectPushError:
                 raise TurnedAway(0, "ObjectPushError: the run has ended") from None
 

@@ -105,6 +105,8 @@ class SignedGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         found = []
         for message in self._inner.pull_messages(message_ids):
+            if message.has_error() and message.error.code == ErrorCode.MESSAGE_UNAVAILABLE:
+                continue  # announced, and not all of it is there: it is asked for again
             asked = self._asked.pop(message.metadata.reply_to_message_id, None)
             if asked is not None:
                 found.append(_checked(message, asked))
