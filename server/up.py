@@ -11,6 +11,7 @@ import os
 import signal
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
     wait_s: float = 0.0
+    started_at: float = 0.0
     again_at: float = 0.0
 
     def start(self) -> None:
@@ -71,6 +73,14 @@ class Child:
                 start_new_session=True,
             )
         self.starts += 1
+        self.started_at = time.monotonic()
+
+    def next_start(self, now: float) -> float:
+        """Return when to start it again after it has ended: at once if it ran well, else later each time."""
+        if now - self.started_at > _SLOWEST_RESTART_S:
+            self.wait_s = 0.0
+        again_at, self.wait_s = now + self.wait_s, min(_SLOWEST_RESTART_S, max(1.0, 2 * self.wait_s))
+        return again_at
 
     def trim(self) -> None:
         """Bound the log: once it is too long its end becomes `.1`, and it begins anew.
@@ -224,8 +234,7 @@ class Coordinator:
                 continue
             if child.again_at == 0.0:
                 self.journal.write("ended", process=child.name, code=child.process.returncode)
-                child.again_at = now + child.wait_s
-                child.wait_s = min(_SLOWEST_RESTART_S, max(1.0, 2 * child.wait_s))
+                child.again_at = child.next_start(now)
             if now >= child.again_at:
                 child.again_at = 0.0
                 child.start()

@@ -154,6 +154,12 @@ class Case:
 
         until(settled, within_s=2 * TIMEOUT_S, why=f"{self.name}: nothing happens")
         until(lambda: self.ended() or not self.live(), within_s=8 * TIMEOUT_S, why=f"{self.name}: it does not end")
+        port = str(self.home.settings.superlink_port)
+        until(
+            lambda: self.ended() or not pids("flwr-serverapp", port),
+            within_s=2 * TIMEOUT_S,
+            why=f"{self.name}: it hangs",
+        )
         folder = self.facts()["folder"]
         resumable = folder is not None and (Path(folder) / "checkpoint" / "state.safetensors").exists()
         status = self.facts()["status"]

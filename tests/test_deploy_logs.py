@@ -1,4 +1,4 @@
-"""What Flower's processes write in the coordinator's folder stays small, however long they run."""
+"""Flower's processes at the coordinator: what they write stays small, and one that ended is started again."""
 
 from __future__ import annotations
 
@@ -38,3 +38,10 @@ def test_a_log_that_is_too_long_begins_anew(tmp_path: Path, monkeypatch: pytest.
     finally:
         child.stop()
         child.process.stdin.close()
+
+
+def test_a_process_that_ran_well_is_started_again_at_once(tmp_path: Path) -> None:
+    child = Child(name="superlink", command=[], log=tmp_path / "superlink.log", environment={})
+    assert [child.next_start(now) - now for now in (1.0,) * 8] == [0, 1, 2, 4, 8, 16, 30, 30]
+    child.started_at = 100.0
+    assert child.next_start(129.0) == 159.0 and child.next_start(131.0) == 131.0
