@@ -83,20 +83,20 @@ def _answer(
     message: Message, context: Context, kind: type[Request], handle: Callable[[Request, Study, Silo], wire.Reply]
 ) -> Message:
     silo: Silo | None = None
-    run, exact = "", False
+    run, last, exact = "", 0, False
     reply: wire.Reply
     try:
         silo = Silo.open(folder_of(context.node_config), PASSPHRASE.get())
         request = wire.from_record(message.content, (kind,))
         run = _run_of(request)
         study = _study(str(context.run_config.get("study", "")))
-        exact = study.exact_sums
+        last, exact = study.last_release, study.exact_sums
         reply = handle(request, study, silo)
     except Exception as error:  # noqa: BLE001 - the edge of the silo: no exception text may leave
         reply = _refused(silo, error)
     try:
         if silo is not None:
-            silo.record_egress(run, _round_of(reply), reply, exact=exact)
+            silo.record_egress(run, _round_of(reply, last), reply, exact=exact)
     except Exception as error:  # noqa: BLE001 - what cannot be recorded does not leave
         reply = _refused(silo, error)
     return Message(wire.to_record(reply), reply_to=message)
@@ -135,7 +135,10 @@ def _run_of(request: wire.Instruction) -> str:
     return request.run if isinstance(request, wire.Invite) else Manifest.from_json(request.manifest).run
 
 
-def _round_of(reply: wire.Reply) -> int:
+def _round_of(reply: wire.Reply, last: int) -> int:
+    """Return the number of the release that a reply carries; that of a farewell is `last`, other replies have none."""
+    if isinstance(reply, wire.Farewell):
+        return last
     if isinstance(reply, wire.MaskedCounts):
         return reply.number
     return reply.round if isinstance(reply, wire.Update | wire.MaskedUpdate) else 0

@@ -40,6 +40,13 @@ class Balance:
         return self.root.spent(self.events)
 
     @property
+    def governing(self) -> tuple[float, str, float]:
+        """Delta, gate and order that the smaller budget is counted with."""
+        if self.limit is not None and self.limit.epsilon < self.root.epsilon:
+            return self.limit.delta, "rdp", self.limit.order
+        return self.root.delta, self.root.gate, self.root.order
+
+    @property
     def used(self) -> float:
         """The epsilon of all that was reserved, as the gate of the smaller budget counts it."""
         return counted(self.root, self.limit, self.events)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from client.commands import accounts, approving, doctor, enrolling, running, setup
 from client.report_command import report_command
-from strategies.command import guarded
+from strategies.command import Json, guarded
 from strategies.errors import SettingError
 
 app = typer.Typer(
@@ -56,9 +56,7 @@ def predict_command(
     rename: Annotated[
         list[str] | None, typer.Option(metavar="OWN=STUDY", help="A column's name here and in the study.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one machine-readable object and nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Use a trained model on records of this site; nothing leaves the site and nothing is charged."""
     from client.predict import predictions, read_study

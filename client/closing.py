@@ -15,6 +15,7 @@ import numpy as np
 from client import masking
 from client.ledger import Ledger
 from client.models.base import Shape, build, load_weights
+from client.outcome import Told, require_true
 from client.round import agreed, model_layout, read_records, release, shown, sound_counts, stored_reply
 from client.silo import Silo
 from client.training.device import device_of
@@ -26,6 +27,7 @@ from strategies.errors import AccountingError, Refusal
 from strategies.manifest import Manifest
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import merge
+from strategies.proof.extract import extract
 from strategies.statement import BudgetStatement, Statement
 from strategies.study import Study
 
@@ -56,10 +58,12 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
     """
     manifest = agreed(request.manifest, study, silo)
     weights = model_layout(study).check(request.weights, "the model")
-    last = study.file.study.rounds + 1
+    last = study.last_release
     evidence = read_evidence(request.heads, request.receipts, manifest, last)
+    told = Told(text=request.outcome, round=last - 1, weights=weights, received=request.received)
     with silo.ledger() as ledger:
         require_newest(evidence, manifest, silo, ledger, request.received, study)
+        require_true(told, manifest, silo, ledger, study)
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
         if study.masked:
@@ -71,7 +75,9 @@ def close(request: wire.Close, study: Study, silo: Silo) -> wire.Farewell:
             return wire.unpack(stored, (wire.Farewell,))
         counted = _may_count(study, silo, ledger, manifest, evidence)
     shape = Shape.of_study(study)
-    module = build(study.model, shape, study.file.study.seed).to(device_of(silo.settings.device))
+    module = build(study.model, shape, study.file.study.seed).to(
+        device_of(silo.settings.device, silo.settings.memory_fraction)
+    )
     load_weights(module, weights)
     seen = evaluate(module, read_records(silo, study).held_out, shape, study, counted=counted)
     silo.log(logging.INFO, f"run {manifest.run[:8]}: final model has {shown(seen.metrics)}")
@@ -107,8 +113,8 @@ def _farewell(study: Study, silo: Silo, manifest: Manifest, evidence: Evidence) 
     """Return what the silo states of the run and the lines of its ledger that prove it; no counts yet."""
     with silo.ledger() as ledger:
         ledger.policy(silo.policy.sha256)
-        account = _statement(study, silo, manifest, ledger)
-        lines, head = ledger.export(), ledger.head().to_bytes().decode()
+        account, lines = _account(study, silo, manifest, ledger)
+        head = ledger.head().to_bytes().decode()
         countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
         try:
             require_agreement(account.events, account.delta)
@@ -117,20 +123,31 @@ def _farewell(study: Study, silo: Silo, manifest: Manifest, evidence: Evidence) 
         except AccountingError as error:
             silo.log(logging.ERROR, f"the statement of run {manifest.run[:8]} is not signed: {error}")
             text = ""
-    known = next((n for n, line in enumerate(lines, 1) if hashlib.sha256(line).hexdigest() == account.hash), 0)
     return wire.Farewell(
         silo=silo.name,
         head=head,
         countersigned=countersigned,
         statement=text,
-        ledger=b"".join(line + b"\n" for line in lines[:known]).decode(),
+        ledger=lines.decode(),
     )
 
 
+def _account(study: Study, silo: Silo, manifest: Manifest, ledger: Ledger) -> tuple[Statement, bytes]:
+    """Return what the silo states, and the lines of its ledger for it; what concerns other runs is left out of them."""
+    while True:
+        account, lines = _statement(study, silo, manifest, ledger), ledger.export()
+        if hashlib.sha256(lines[-1]).hexdigest() == account.hash:  # else another run has appended meanwhile
+            break
+    shown = b"".join(line + b"\n" for line in extract(lines, run=manifest.run, data_root=account.data_root))
+    return replace(account, extract=hashlib.sha256(shown).hexdigest()), shown
+
+
 def _statement(study: Study, silo: Silo, manifest: Manifest, ledger: Ledger) -> Statement:
+    """Return the statement but for the digest of the lines."""
     root, privacy = silo.root()[0], study.file.privacy
     head, (first, last) = ledger.head().head, ledger.span(manifest.run)
     here, balance = merge(ledger.spent(root, run=manifest.run)), ledger.balance(root)
+    delta, gate, order = balance.governing
     return Statement(
         silo=silo.name,
         run=manifest.run,
@@ -141,6 +158,7 @@ def _statement(study: Study, silo: Silo, manifest: Manifest, ledger: Ledger) -> 
         hash=head.hash,
         first=first,
         last=last,
+        extract="",
         data_root=root,
         unit=balance.root.unit,
         neighbouring="add-or-remove-one",
@@ -151,10 +169,10 @@ def _statement(study: Study, silo: Silo, manifest: Manifest, ledger: Ledger) -> 
         to_date=balance.events,
         budget=BudgetStatement(
             epsilon=_finite(balance.epsilon),
-            delta=balance.root.delta,
-            gate=balance.root.gate,
-            order=balance.root.order,
-            spent=_finite(balance.spent if math.isfinite(balance.epsilon) else math.inf),
+            delta=delta,
+            gate=gate,
+            order=order,
+            spent=_finite(balance.used if math.isfinite(balance.epsilon) else math.inf),
         ),
         policy=ledger.policy_in_force,
         durability=silo.settings.ledger.durability,

@@ -11,7 +11,7 @@ Guarantees: `require_enrolled` lets no manifest through that names a silo, a key
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.approval import approved_roster
@@ -50,15 +50,18 @@ class Enrolment:
         """Return the enrolment with a roster that the coordinator hands out, kept if it is longer.
 
         Raises:
-            VerificationError: it is not a continuation of the one that is known, or this silo is not in it.
+            VerificationError: it does not continue the one that is known, or lacks this silo with its keys.
         """
         roster = read_roster(text, coordinator=self.answer.coordinator)
         if not roster.text.startswith(self.roster.text):
             if self.roster.text.startswith(roster.text):
                 return self  # older, and true as far as it goes
             raise VerificationError("the roster is not a continuation of the one that is known here")
-        if roster.members.get(self.member.silo) != self.member:
-            raise VerificationError(f"silo '{self.member.silo}' is not in the coordinator's roster any more")
+        found = roster.members.get(self.member.silo)
+        if found != self.member:
+            same = found is not None and found.ledger_id == self.member.ledger_id
+            how = "has other keys in the roster by now" if same else "is not in the coordinator's roster any more"
+            raise VerificationError(f"silo '{self.member.silo}' {how}")
         if roster.seq > self.roster.seq:
             replace_file(self.folder / "roster.jsonl", roster.text)
         return Enrolment(folder=self.folder, answer=self.answer, roster=roster, member=self.member)
@@ -85,7 +88,7 @@ def install(silo: Silo, answer: Answer, data: bytes, member: Member) -> Enrolmen
         known = enrolment(silo.folder)
         if known.answer.coordinator != answer.coordinator:
             raise SettingError(f"{folder} pins another coordinator; move the folder away to change the coordinator")
-        known.learn(answer.roster.encode())
+        replace(known, member=member).learn(answer.roster.encode())  # whose keys may be new
         replace_file(folder / "answer.json", data)
     else:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -114,7 +117,7 @@ def enrolment(silo: Path) -> Enrolment:
         raise VerificationError(f"{folder / 'roster.jsonl'} does not continue the roster of answer.json; put it back")
     pin = read_pin(silo / "keys")
     for member in roster.members.values():
-        if (member.ledger_id, member.ledger_key) == (pin.ledger_id, pin.ledger_key):
+        if (member.ledger_id, member.first_key) == (pin.ledger_id, pin.ledger_key):
             return Enrolment(folder=folder, answer=answer, roster=roster, member=member)
     raise VerificationError(f"{folder / 'roster.jsonl'} does not hold this silo, or is another silo's")
 
@@ -151,7 +154,8 @@ def require_known(manifest: Manifest, study: Study, silo: Silo) -> None:
     approved = approved_roster(silo, study)
     if approved is not None:
         known = roster_until(roster, approved)
-        strangers = [m.silo for m in manifest.roster if known is None or m.silo not in known.members]
+        ledgers = {silo: member.ledger_id for silo, member in known.members.items()} if known else {}
+        strangers = [m.silo for m in manifest.roster if ledgers.get(m.silo) != m.ledger_id]
         if strangers:
             raise ProtocolError(
                 f"silo '{strangers[0]}' of the run joined the roster after this study was approved; approve it again"

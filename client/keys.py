@@ -86,6 +86,30 @@ def make_keys(folder: Path, passphrases: Passphrases, *, simulated: bool = False
     return PublicKeys(ledger=public_hex(ledger), officer=public_hex(officer), transport=point.hex())
 
 
+def make_next_keys(folder: Path, passphrase: bytes | None, *, simulated: bool = False) -> None:
+    """Make the keys of ledger and transport that will follow those of now; those that are there are kept.
+
+    Args:
+        folder: beside the keys of now, made with mode 0700.
+        passphrase: the silo's, which stays.
+        simulated: allows keys without passphrase.
+
+    Raises:
+        SettingError: the folder is not right, or cannot be written.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"{folder} cannot be made: {error.strerror}") from None
+    check_folder(folder)
+    made: dict[str, _PrivateKey] = {"ledger.pem": Ed25519PrivateKey.generate(), "transport.pem": _p384()}
+    for name, key in made.items():
+        if not (folder / name).exists():
+            _write_key(folder / name, key, passphrase, durable=not simulated)
+    if not simulated:
+        sync_folder(folder.parent)
+
+
 def _p384() -> EllipticCurvePrivateKey:
     return generate_private_key(SECP384R1())
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.filesystem import require_durable
+from client.filesystem import HEAD_ROOM_BYTES, require_durable
 from client.keys import ledger_key, read_pin, sync_folder
 from client.ledger_file import COUNTED, Durability, LedgerFile
 from strategies.errors import LedgerError, ProtocolError, SettingError, VerificationError
@@ -109,7 +109,7 @@ class Book:
     """
 
     def __init__(self, place: Place, pins: Pins) -> None:
-        self.place, self.pins = place, pins
+        self.place, self.pins, self._marker = place, pins, place.marker
         identity = place.path.resolve(), pins.ledger_id
         self._known = _known.setdefault(identity, _Known())
         while len(_known) > _MOST_KNOWN:
@@ -195,6 +195,15 @@ class Book:
                 "officer's key"
             )
 
+    def require_room(self) -> None:
+        """Return when a round's entries have room on the disk.
+
+        Raises:
+            LedgerError: there is too little.
+        """
+        if self.place.durable and self._file.free_bytes() < HEAD_ROOM_BYTES:
+            raise LedgerError(f"less than 64 MiB are free beside {self.place.path}; make room before the next round")
+
     # --- writing --------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -214,7 +223,7 @@ class Book:
                     chain = self._extend(quick=True)
                     if not frozen:
                         self.require_usable()
-                        if self.place.marker.exists():
+                        if self._marker.exists():
                             raise LedgerError(f"another process has frozen {self.place.path}; open it again")
                     before = chain.seq, chain.hash
                     yield chain

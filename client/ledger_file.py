@@ -1,9 +1,10 @@
 """Lines in SQLite that only ever become more: the file beneath the ledger.
 
-One file, rollback journal. `synchronous = EXTRA` also syncs the folder when the journal goes, so that an acknowledged
-line survives a loss of power; WAL with NORMAL and DELETE with FULL do not have this (tests/test_ledger_power.py). A
-transaction holds an flock on a file beside the ledger, for one writer at a time among processes. The line is the truth;
-there is no other column that could say something else.
+One file, rollback journal, and the syncs of `synchronous = EXTRA`: those of FULL, and one of the folder when the
+journal has gone, without which an acknowledged line may be lost with the power (tests/test_ledger_power.py). That one
+is made here, on the folder as this object holds it open: SQLite says nothing where it cannot open it. A transaction
+holds an flock on a file beside the ledger, for one writer at a time among processes. The line is the truth; there is
+no other column that could say something else.
 
 Beside the lines lies what secure aggregation keeps of each run, in rows that do change, each by compare-and-set: they
 stand here so that one transaction moves a sum and reserves its cost, and so that a ledger that was rolled back or
@@ -91,6 +92,11 @@ class LedgerFile:
                 os.close(descriptor)
         self._folder = self._lock = -1
 
+    def free_bytes(self) -> int:
+        """Return how much room the file system has beside the ledger."""
+        disk = os.fstatvfs(self._folder)
+        return disk.f_bavail * disk.f_frsize
+
     # --- reading and writing --------------------------------------------------------------------------------
 
     @contextmanager
@@ -171,8 +177,10 @@ class LedgerFile:
         Raises:
             LedgerError: the file cannot be read.
         """
-        with self._errors():
+        try:  # without `_errors`, whose frame would be felt in every entry
             return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+        except sqlite3.Error as error:
+            raise LedgerError(f"{self.path} cannot be read: {error}") from None
 
     def sketches(self) -> dict[str, bytes]:
         """Return the sketch of units by data root.
@@ -248,7 +256,7 @@ class LedgerFile:
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             uri = f"file:{quote(str(self.path.absolute()))}?mode={mode}"
             connection = sqlite3.connect(uri, uri=True, timeout=_WAIT_S, isolation_level=None)
-            connection.execute(f"PRAGMA synchronous = {'EXTRA' if self.durable else 'OFF'}")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if self.durable else 'OFF'}")  # EXTRA's is _sync_folder
             connection.execute("PRAGMA journal_mode = DELETE").fetchone()
             connection.execute("PRAGMA secure_delete = ON").fetchone()
             if new:
@@ -273,7 +281,7 @@ class LedgerFile:
             return True
 
     def _sync_folder(self) -> None:
-        """Sync the folder once more: SQLite says nothing where it could not open it to sync the end of the journal."""
+        """Sync the end of the journal, as `synchronous = EXTRA` would; from here on the transaction cannot be lost."""
         try:
             if self.durable:
                 os.fsync(self._folder)

@@ -33,7 +33,8 @@ from client.running import FOLDER
 from client.silo import Silo, replace_file
 from strategies import wire
 from strategies.envelope import Answer, Instruction, digest, open_envelope, seal
-from strategies.errors import ProtocolError, RefusalCode, VerificationError
+from strategies.errors import ProtocolError, RefusalCode, SettingError, VerificationError
+from strategies.proof.entries import public_hex
 from strategies.sealed import attach, envelope_of, payload_hash
 
 _SHORTEST_POLL_S, _LONGEST_POLL_S, _OF_IDLE_TIME = 0.2, 2.0, 0.3  # so idle silos cost the coordinator little
@@ -67,6 +68,9 @@ class Node:
 
     Args:
         silo: opened with its passphrase.
+
+    Raises:
+        SettingError, VerificationError: the silo is enrolled nowhere, or with other keys than it has.
     """
 
     def __init__(self, silo: Silo) -> None:
@@ -76,6 +80,11 @@ class Node:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._enrolment: Enrolment = enrolment(silo.folder)
         self._key = ledger_key(silo.folder / "keys", silo.passphrase, simulated=plain)
+        if public_hex(self._key) != self._enrolment.member.ledger_key:
+            raise SettingError(
+                f"the keys of {silo.folder} are not those of the roster that it knows: a change of keys was begun; "
+                "end it with fedsilo-silo enrol --install ANSWER"
+            )
         self._transport = transport_key(silo.folder / "keys", silo.passphrase, simulated=plain)
         self._stop = threading.Event()
         self._child = Child(silo.folder, silo.passphrase, self._stop.is_set)

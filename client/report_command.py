@@ -11,36 +11,35 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from client.commands.access import SiloFolder, folder_of
 from client.keys import read_pin
 from client.ledger_book import Place
 from client.ledger_file import LedgerFile
 from client.silo import Silo
-from strategies.errors import FedsiloError, SettingError, VerificationError
+from strategies.command import Json
+from strategies.errors import FedsiloError, ProtocolError, SettingError, VerificationError
+from strategies.manifest import Manifest
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 _PRINT_S = 120
 
 
 def report_command(
-    silo: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The silo's folder; FEDSILO_SILO if omitted.")
-    ] = None,
+    silo: SiloFolder = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the files go; the silo's own folder report/ otherwise.")
     ] = None,
     pdf: Annotated[bool, typer.Option("--pdf", help="Also print the page to budget.pdf, with Chromium.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write the silo's privacy budget report: all runs on each data root, from its ledger."""
-    named = silo or os.environ.get("FEDSILO_SILO")
-    if not named:
-        raise SettingError("no silo folder is named; give --silo DIR or set FEDSILO_SILO")
-    folder = Path(named)
+    folder = folder_of(silo)
     browser = _browser() if pdf else ""
     facts = facts_of(folder)
     place = out or folder / "report"
@@ -72,10 +71,19 @@ def facts_of(folder: Path) -> dict[str, Any]:
     from strategies.report.budget import budget_facts
 
     place = Silo.open(folder).place()
-    facts = budget_facts(_lines(place), read_pin(place.keys))
+    facts = budget_facts(_lines(place), read_pin(place.keys), _manifests(folder))
     if place.marker.exists():
         facts["ledger"]["frozen"] = facts["ledger"]["frozen"] or f"the mark {place.marker.name} lies beside it"
     return facts
+
+
+def _manifests(folder: Path) -> list[Manifest]:
+    """Return what the silo has kept of the agreements of its runs; one that cannot be read is left out."""
+    found = []
+    for path in sorted((folder / "state").glob("*/manifest.json")):
+        with suppress(OSError, UnicodeDecodeError, ProtocolError):
+            found.append(Manifest.from_json(path.read_text(encoding="utf-8")))
+    return found
 
 
 def _lines(place: Place) -> list[bytes]:

@@ -24,6 +24,7 @@ from client.data.records import Records
 from client.enrolment import require_enrolled, require_known
 from client.ledger import Ledger
 from client.models.base import MODELS, Shape, build, layout_of, load_weights
+from client.outcome import Told, keep_given, require_true
 from client.silo import Silo
 from client.training.device import device_of, prepared
 from client.training.evaluation import evaluate
@@ -152,8 +153,10 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update 
     evidence = read_evidence(request.heads, request.receipts, manifest, request.round)
     state = silo.state(manifest.run)
     root = silo.root()[0]
+    told = Told(text=request.outcome, round=request.round - 1, weights=weights, received=request.received)
     with silo.ledger() as ledger:
         require_newest(evidence, manifest, silo, ledger, request.received, study)
+        require_true(told, manifest, silo, ledger, study)
         if request.received:
             ledger.commit(run=manifest.run, round=request.received)
         claim = None
@@ -177,6 +180,7 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update 
         )
         head = ledger.head().to_bytes().decode()
         countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
+    keep_given(silo, manifest.run, request.round, weights)
     home = {name: torch.from_numpy(array) for name, array in state.home().items()}
     aux = Aux(broadcast={name: torch.from_numpy(np.array(v)) for name, v in broadcast.items()}, home=home)
     return Job(
@@ -200,7 +204,8 @@ def train(jobs: Sequence[Job]) -> list[Result]:
 
 def _train_one(job: Job) -> Result:
     study, shape = job.study, Shape.of_study(job.study)
-    device, plan = device_of(job.silo.settings.device), plan_of(study, job.silo.name, job.round)
+    settings, plan = job.silo.settings, plan_of(study, job.silo.name, job.round)
+    device = device_of(settings.device, settings.memory_fraction)
     module = build(study.model, shape, study.file.study.seed).to(device)
     load_weights(module, job.weights)
     job.silo.log(logging.INFO, f"run {job.manifest.run[:8]} round {job.round}: trains {prepared(device)}")

@@ -66,10 +66,14 @@ class Settings(_Table):
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     server: str = ""
     device: str = "auto"
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of a GPU's memory, for this silo's node
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # public; used when a study says 'declared'
     data: dict[str, DataRoot]
     ledger: LedgerTable = LedgerTable()
     node: NodeTable = NodeTable()
+
+
+_REMEDIES = {"memory_fraction": "; write the share of the GPU that this node may take, 0.3 for three nodes on one GPU"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,9 @@ class Silo:
             raise SettingError(f"{path} cannot be read: {error.strerror}") from None
         except ValidationError as error:
             first = error.errors()[0]
-            raise SettingError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+            name, given = ".".join(map(str, first["loc"])), first["input"]
+            what = name if first["type"] == "missing" else f"{name} = {given!r} is not allowed"
+            raise SettingError(f"{path}: {what}: {first['msg'].lower()}{_REMEDIES.get(name, '')}") from None
         policy = Policy.read(folder / "policy.toml")
         return cls(folder=folder, settings=settings, policy=policy, passphrase=passphrase)
 

@@ -71,7 +71,9 @@ def count(request: wire.Count, study: Study, silo: Silo) -> wire.MaskedCounts:
         head = ledger.head().to_bytes().decode()
         countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
     shape = Shape.of_study(study)
-    module = build(study.model, shape, study.file.study.seed).to(device_of(silo.settings.device))
+    module = build(study.model, shape, study.file.study.seed).to(
+        device_of(silo.settings.device, silo.settings.memory_fraction)
+    )
     load_weights(module, weights)
     seen = evaluate(module, read_records(silo, study).held_out, shape, study, counted=True)
     silo.log(logging.INFO, f"run {manifest.run[:8]} round {round}: model has {shown(seen.metrics)}")

@@ -5,6 +5,11 @@ coordinator's receipt and one of a peer. A ledger that lacks the line of a recei
 freezes, before a record is read. A list that is older than what this ledger has acknowledged, or (after the first
 round) no receipt of a peer as new as the list before, is refused: then this ledger may not be the newest.
 
+How old the evidence can be: a receipt is over a head, and nobody knows a head's hash before its line is written. So
+the receipt of a peer at the position that the last request listed was signed after that line: it is at most one round
+old. A challenge drawn by the silo would not make it newer: a folder that is put back has the old challenge again, and
+whoever kept the old head from it has kept the old answer as well.
+
 Limits: a coordinator and all peers together can keep an old head from a silo; the first round of a run has the
 coordinator's word alone.
 """

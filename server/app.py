@@ -99,6 +99,7 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = Tr
             folder.record_receipts(roster.witness.take())
             kept = record(progress, roster, taken.started, key)
             folder.record_round(progress.lines, progress.state, roster.manifest, layout, kept)
+            folder.record_outcome(progress.outcome)
             line = progress.lines[-1]
             log.info("round %d of %d", line["round"], study.file.study.rounds, extra={"line": line})
         progress = rounds.charge_closing(study, roster, progress)

@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -29,10 +29,12 @@ class Answers:
     Args:
         replies: by node.
         silent: nodes without a reply that can be used: none in time, a failure of the node, or a wrong message.
+        digests: SHA-256 of each reply as it arrived, by node.
     """
 
     replies: Mapping[int, wire.Reply]
     silent: tuple[int, ...]
+    digests: Mapping[int, str] = field(default_factory=dict)
 
 
 def wait_for_nodes(grid: Grid, least: int, timeout_s: float) -> list[int]:
@@ -49,6 +51,12 @@ def enrolled_name(grid: Grid, node: int) -> str | None:
     """Return the name under which the roster has a node, or None where there is no roster (in a simulation)."""
     name_of: Callable[[int], str] | None = getattr(grid, "name_of", None)
     return name_of(node) if name_of is not None else None
+
+
+def enrolled_ledger(grid: Grid, node: int) -> str | None:
+    """Return the identity of the ledger that the roster gives to a node, or None where there is no roster."""
+    ledger_of: Callable[[int], str] | None = getattr(grid, "ledger_of", None)
+    return ledger_of(node) if ledger_of is not None else None
 
 
 def select(silos: Sequence[str], *, fraction: float, least: int, seed: int, round: int) -> list[str]:
@@ -79,6 +87,7 @@ def ask(grid: Grid, requests: Mapping[int, wire.Instruction], *, group: str, tim
     )
     pending = dict(zip(grid.push_messages(messages), nodes, strict=True))
     replies: dict[int, wire.Reply] = {}
+    digests: dict[int, str] = {}
     began = time.monotonic()
     deadline = began + timeout_s
     while pending:
@@ -86,13 +95,14 @@ def ask(grid: Grid, requests: Mapping[int, wire.Instruction], *, group: str, tim
             node = pending.pop(message.metadata.reply_to_message_id, None)
             reply = _decode(message)
             if node is not None and reply is not None:
-                replies[node] = reply
+                replies[node], digests[node] = reply, wire.digest(message.content)
         now = time.monotonic()
         if not pending or now >= deadline:
             break
         wait_s = min(_LONGEST_WAIT_S, max(_FIRST_WAIT_S, _OF_WAITING * (now - began)))
         time.sleep(min(wait_s, deadline - now))
-    return Answers(replies=replies, silent=tuple(node for node in nodes if node not in replies))
+    silent = tuple(node for node in nodes if node not in replies)
+    return Answers(replies=replies, silent=silent, digests=digests)
 
 
 def _decode(message: Message) -> wire.Reply | None:

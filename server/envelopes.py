@@ -61,6 +61,15 @@ class SignedGrid(Grid):
         """Return the name of the silo behind a node."""
         return self._members[node].silo
 
+    def changed(self, silo: str, ledger_id: str, ledger_key: str) -> bool:
+        """Return whether a silo of the roster has another ledger or key than these; one that has left has none."""
+        member = self._roster.members.get(silo)
+        return member is not None and (member.ledger_id, member.ledger_key) != (ledger_id, ledger_key)
+
+    def ledger_of(self, node: int) -> str:
+        """Return the identity of the ledger of the silo behind a node."""
+        return self._members[node].ledger_id
+
     def know(self, nodes: Mapping[str, int]) -> None:
         """Learn the nodes of a run that is taken up, of which some may be away."""
         found = {node: self._roster.members.get(silo) for silo, node in nodes.items()}

@@ -87,6 +87,21 @@ class RunFolder:
         with (self.path / "receipts.jsonl").open("ab") as file:
             file.write(b"".join(receipt.to_bytes() + b"\n" for receipt in receipts))
 
+    def record_outcome(self, outcome: str, *, last: bool = False) -> None:
+        """Append the signed record of a round.
+
+        Args:
+            outcome: its text.
+            last: a run is taken up from it: what stands after it was not gone on from.
+        """
+        path = self.path / "outcomes.jsonl"
+        if last:
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+            kept = lines[: lines.index(outcome)] if outcome in lines else lines
+            checkpoint.write_whole(path, "".join(f"{line}\n" for line in kept).encode())
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{outcome}\n")
+
     def record_equivocation(self, silo: str, proof: Equivocation) -> None:
         """Keep the proof that a silo's ledger is kept twice."""
         checkpoint.write_whole(self.path / f"equivocation-{silo}.json", proof.to_bytes())

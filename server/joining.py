@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from flwr.serverapp import Grid
 
@@ -33,31 +33,8 @@ def invite(grid: Grid, study: Study, run: str, layout: Layout, witness: Witness 
     nodes = cohort.wait_for_nodes(grid, limits.min_silos, limits.round_timeout_s)
     request = wire.Invite(run=run, study=study.digest, code=CODE_VERSION, layout=layout.digest())
     answers = cohort.ask(grid, dict.fromkeys(nodes, request), group="invite", timeout_s=limits.round_timeout_s)
-    refusals = {node: reply.code for node, reply in answers.replies.items() if isinstance(reply, wire.Refused)}
+    accepted, refusals = _accepted(grid, answers.replies, witness)
     refusals |= dict.fromkeys(answers.silent, "silent")
-    accepted: dict[str, tuple[int, Member]] = {}
-    for node, reply in answers.replies.items():
-        if isinstance(reply, wire.Accept):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", reply.silo):  # it becomes a file's name
-                raise ProtocolError(f"a node calls itself silo {reply.silo[:64]!r}; a name has letters, digits and ._-")
-            if cohort.enrolled_name(grid, node) not in (None, reply.silo):
-                log.warning("a silo of the roster calls itself '%s', which is another's name", reply.silo)
-                refusals[node] = RefusalCode.PROTOCOL
-                continue
-            if reply.silo in accepted:
-                raise RunError(f"two nodes call themselves silo '{reply.silo}'; names must be distinct")
-            if not (math.isfinite(reply.weight) and reply.weight > 0):
-                raise ProtocolError(f"silo '{reply.silo}' declares the weight {reply.weight}; it must be positive")
-            try:
-                head = witness.welcome(reply.silo, reply.head)
-            except ProtocolError as error:
-                log.warning("%s", error)
-                refusals[node] = RefusalCode.LEDGER if reply.silo in witness.proofs else RefusalCode.PROTOCOL
-                continue
-            if any(head.head.ledger_id == member.ledger_id for _, member in accepted.values()):
-                raise RunError(f"silo '{reply.silo}' keeps the ledger of another silo; each silo has its own")
-            member = Member(silo=reply.silo, weight=reply.weight, ledger_id=head.head.ledger_id, ledger_key=head.key)
-            accepted[reply.silo] = (node, member)
     members = tuple(accepted[silo][1] for silo in sorted(accepted))
     if len(members) < limits.min_silos:
         _too_few(len(members), limits.min_silos, refusals)
@@ -76,6 +53,54 @@ def invite(grid: Grid, study: Study, run: str, layout: Layout, witness: Witness 
     )
     nodes_of = {silo: node for silo, (node, _) in accepted.items()}
     return Roster(manifest=manifest, nodes=nodes_of, refusals=refusals, witness=witness)
+
+
+def _accepted(
+    grid: Grid, replies: Mapping[int, wire.Reply], witness: Witness
+) -> tuple[dict[str, tuple[int, Member]], dict[int, str]]:
+    """Return node and membership of each silo that takes part, and the codes of those that do not.
+
+    Nodes that show one ledger cannot all be its silo: none of them takes part, and the others go on.
+    """
+    refusals = {node: str(reply.code) for node, reply in replies.items() if isinstance(reply, wire.Refused)}
+    accepted: dict[str, tuple[int, Member]] = {}
+    shown: dict[str, list[int]] = {}  # nodes by ledger
+    for node, reply in replies.items():
+        if not isinstance(reply, wire.Accept):
+            continue
+        if cohort.enrolled_name(grid, node) not in (None, reply.silo):
+            log.warning("a silo of the roster calls itself '%s', which is another's name", reply.silo)
+            refusals[node] = RefusalCode.PROTOCOL
+            continue
+        _require_sound(reply, accepted.keys())
+        try:
+            head = witness.welcome(reply.silo, reply.head)
+            ledger_id = head.head.ledger_id
+            if cohort.enrolled_ledger(grid, node) not in (None, ledger_id):
+                raise ProtocolError(f"silo '{reply.silo}' shows a ledger that is not the one of the roster")
+            member = Member(silo=reply.silo, weight=reply.weight, ledger_id=ledger_id, ledger_key=head.key)
+            accepted[reply.silo] = (node, member)
+        except ProtocolError as error:
+            log.warning("%s", error)
+            proof = witness.proofs.get(reply.silo)
+            refusals[node] = RefusalCode.PROTOCOL if proof is None else RefusalCode.LEDGER
+            if proof is None:
+                continue
+            ledger_id = proof.first.head.ledger_id
+        shown.setdefault(ledger_id, []).append(node)
+    for nodes in (nodes for nodes in shown.values() if len(nodes) > 1):
+        log.warning("%d nodes show one ledger: it was copied, and none of them takes part", len(nodes))
+        refusals |= dict.fromkeys(nodes, RefusalCode.LEDGER)
+    return {silo: place for silo, place in accepted.items() if place[0] not in refusals}, refusals
+
+
+def _require_sound(reply: wire.Accept, names: Collection[str]) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", reply.silo):  # it becomes a file's name
+        raise ProtocolError(f"a node calls itself silo {reply.silo[:64]!r}; a name has letters, digits and ._-")
+    if reply.silo in names:
+        raise RunError(f"two nodes call themselves silo '{reply.silo}'; names must be distinct")
+    if not (math.isfinite(reply.weight) and reply.weight > 0):
+        raise ProtocolError(f"silo '{reply.silo}' declares the weight {reply.weight}; it must be positive")
 
 
 def _too_few(joined: int, needed: int, refusals: Mapping[int, str]) -> None:

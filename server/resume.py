@@ -10,7 +10,6 @@ round's number is used up at the silos: it stands in the lines as lost, and stay
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,7 +17,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.serverapp import Grid
 
@@ -30,9 +28,10 @@ from server.rounds import Progress
 from server.silos import Roster
 from server.witness import Witness
 from strategies.errors import RunError
-from strategies.layout import Layout, Vector
+from strategies.layout import Layout
 from strategies.manifest import Manifest
 from strategies.proof.entries import public_hex, signed_by
+from strategies.proof.outcomes import model_hash
 from strategies.study import Study
 
 ASKED = "checkpoint/asked.json"
@@ -64,7 +63,7 @@ def record(progress: Progress, roster: Roster, started: datetime, key: Ed25519Pr
     value = {name: getattr(progress, name) for name in _SAVED}
     value |= {"run": roster.manifest.run, "manifest": roster.manifest.digest(), "nodes": dict(roster.nodes)}
     value |= {"started": started.isoformat()}
-    return _signed({**value, "model": _model(progress.state.weights)}, key)
+    return _signed({**value, "model": model_hash(progress.state.weights)}, key)
 
 
 def asked(number: int, silos: Collection[str], manifest: Manifest, key: Ed25519PrivateKey) -> bytes:
@@ -92,6 +91,11 @@ def take_up(grid: Grid, study: Study, layout: Layout, path: Path, key: Ed25519Pr
         raise RunError(f"the study is not the one of {path}; resume with the study.toml of that folder")
     if _complete(path):
         raise RunError(f"the run of {path} is complete; nothing is left to take up")
+    changed = [m.silo for m in manifest.roster if grid.changed(m.silo, m.ledger_id, m.ledger_key)]
+    if changed:
+        raise RunError(
+            f"silo '{changed[0]}' has other keys now than the run of {path} was begun with; run the study anew"
+        )
     progress = Progress(state=state, **{name: saved[name] for name in _SAVED if name not in ("lines", "closed")})
     progress = replace(progress, lines=tuple(saved["lines"]), closed=tuple(saved["closed"]))
     folder, begun = RunFolder(path=path, key=key), _begun(path, manifest, len(progress.lines) + 1, key)
@@ -104,12 +108,14 @@ def take_up(grid: Grid, study: Study, layout: Layout, path: Path, key: Ed25519Pr
         masking = Masking.restored(study, manifest, layout.size, key, folder.keep, kept)
         folder.keep("secagg/sum.bin", None)
         roster = replace(roster, masking=masking)
-        progress, begun = _lost(study, progress, begun), ()
+        progress, begun = _lost(study, progress, begun, roster), ()
+    if progress.outcome:
+        folder.record_outcome(progress.outcome, last=True)
     started = datetime.fromisoformat(saved["started"])
     return Taken(roster=roster, folder=folder, progress=progress, begun=begun, started=started)
 
 
-def _lost(study: Study, progress: Progress, begun: tuple[str, ...]) -> Progress:
+def _lost(study: Study, progress: Progress, begun: tuple[str, ...], roster: Roster) -> Progress:
     """Return the progress with a line for a masked round that broke off: charged, and nothing came of it."""
     if not begun:
         return progress
@@ -123,6 +129,7 @@ def _lost(study: Study, progress: Progress, begun: tuple[str, ...]) -> Progress:
         "epsilon": lines.spent(study, charged),
         "seconds": {"train": 0.0, "total": 0.0},
     }
+    progress = progress.after(progress.state, roster, {}, ())
     return replace(progress, lines=(*progress.lines, line), asked=charged)
 
 
@@ -146,7 +153,7 @@ def _nodes(grid: SignedGrid, study: Study, nodes: dict[str, int]) -> dict[str, i
 def _read(path: Path, key: Ed25519PrivateKey) -> tuple[Any, Manifest, Mapping[str, Any]]:
     state, manifest, text = checkpoint.load_with_record(path / "checkpoint")
     saved = _opened(text, key)
-    if saved is None or saved["manifest"] != manifest.digest() or saved["model"] != _model(state.weights):
+    if saved is None or saved["manifest"] != manifest.digest() or saved["model"] != model_hash(state.weights):
         raise RunError(
             f"the checkpoint in {path} is not as the coordinator's key has signed it; it is not gone on from"
         )
@@ -184,7 +191,3 @@ def _opened(text: str, key: Ed25519PrivateKey) -> Mapping[str, Any] | None:
         return found
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _model(weights: Vector) -> str:
-    return hashlib.sha256(np.ascontiguousarray(weights).tobytes()).hexdigest()

@@ -6,6 +6,7 @@ line of round t, which speaks of the model after it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Collection, Mapping
@@ -26,6 +27,8 @@ from strategies.base import State, SumStrategy
 from strategies.counts import CountLayout
 from strategies.errors import ProtocolError, RefusalCode, RunError
 from strategies.layout import Vector
+from strategies.proof.entries import ZERO
+from strategies.proof.outcomes import Outcome, model_hash
 from strategies.secagg.plan import COUNTS, UPDATE
 from strategies.statement import read_statement
 from strategies.study import Study
@@ -54,6 +57,7 @@ class Progress:
         received: number of the last release that arrived from each silo: of a round, or of masked counts.
         excluded: refusal code of each silo that refused a round.
         closed: silos that were asked to close, and so to release the counts of the final model.
+        outcome: the signed record of the last round; empty before the first.
     """
 
     state: State
@@ -62,6 +66,28 @@ class Progress:
     received: Mapping[str, int] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
     closed: tuple[str, ...] = ()
+    outcome: str = ""
+
+    def after(self, state: State, roster: Roster, arrived: Mapping[str, str], used: Collection[str]) -> Progress:
+        """Return the progress with the state after one more round, and the signed record of it.
+
+        Args:
+            state: with the new model, or with the one of before where the round came to nothing.
+            roster: the silos of the run.
+            arrived: SHA-256 of each answer that arrived, by silo.
+            used: silos whose answers are in the new model.
+        """
+        said = Outcome(
+            run=roster.manifest.run,
+            manifest=roster.manifest.digest(),
+            round=len(self.lines) + 1,
+            prev=hashlib.sha256(self.outcome.encode()).hexdigest() if self.outcome else ZERO,
+            before=model_hash(self.state.weights),
+            after=model_hash(state.weights),
+            arrived=dict(arrived),
+            used=tuple(sorted(used)),
+        )
+        return replace(self, state=state, outcome=roster.witness.outcome(said))
 
 
 def mask(grid: Grid, study: Study, roster: Roster, masking: Masking, progress: Progress) -> tuple[Roster, Progress]:
@@ -150,9 +176,9 @@ def run_round(
     }
     own = evaluate is not None
     before = _completed(study, progress.lines, trained.counts, own=own) if trained.counts else progress.lines
+    progress = progress.after(state, roster, trained.arrived, trained.survivors if trained.state else ())
     progress = replace(
         progress,
-        state=state,
         lines=(*before, line),
         received={**progress.received, **dict.fromkeys(trained.arrived, number)},
         excluded={**progress.excluded, **trained.refused},
@@ -166,7 +192,7 @@ class _Trained:
 
     state: State | None
     survivors: Collection[str]
-    arrived: Collection[str]
+    arrived: Mapping[str, str]
     refused: Mapping[str, str]
     counts: Mapping[str, Vector] = field(default_factory=dict)
 
@@ -177,7 +203,8 @@ def _trained(way: Way, requests: Mapping[str, wire.Train], number: int, progress
     enough = len(updates) >= way.study.file.cohort.min_silos
     state = aggregate(way.study, way.roster.manifest, progress.state, vectors) if enough else None
     counts = {silo: reply.counts for silo, reply in updates.items()}
-    return _Trained(state=state, survivors=updates, arrived=updates, refused=refused, counts=counts)
+    arrived = {silo: way.arrived[silo] for silo in updates}
+    return _Trained(state=state, survivors=updates, arrived=arrived, refused=refused, counts=counts)
 
 
 def _trained_masked(way: Way, requests: Mapping[str, wire.Train], number: int, progress: Progress) -> _Trained:
@@ -274,6 +301,7 @@ def _train_request(silo: str, number: int, heads: str, study: Study, roster: Ros
         receipts=roster.witness.receipts_of(roster.member(silo), heads),
         weights=progress.state.weights,
         broadcast=broadcast,
+        outcome=progress.outcome,
     )
 
 
@@ -315,7 +343,7 @@ def close(
         folder: where the statements go.
         own: whether the coordinator has metrics of its own.
     """
-    last = study.file.study.rounds + 1
+    last = study.last_release
     attest(grid, study, roster, roster.nodes, last)
     heads = roster.witness.list_of(roster.manifest, last)
     requests = {
@@ -326,6 +354,7 @@ def close(
             receipts=roster.witness.receipts_of(roster.member(silo), heads),
             weights=progress.state.weights,
             record=roster.masking.record_for(silo) if roster.masking else wire.blob(b""),
+            outcome=progress.outcome,
         )
         for silo, node in roster.nodes.items()
     }

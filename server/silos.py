@@ -52,7 +52,7 @@ class Way:
         roster: the silos of the run.
         heads: the list that they are sent.
         group: of Flower's messages.
-        arrived: silos that have sent an update or counts, filled while they are asked.
+        arrived: SHA-256 of each update or counts that a silo has sent, filled while they are asked.
     """
 
     grid: Grid
@@ -60,7 +60,7 @@ class Way:
     roster: Roster
     heads: str
     group: str
-    arrived: set[str] = field(default_factory=set)
+    arrived: dict[str, str] = field(default_factory=dict)
 
     def ask(self, requests: Mapping[str, wire.Instruction]) -> dict[str, wire.Reply]:
         """Ask silos and return what came back from them in time and holds."""
@@ -71,9 +71,9 @@ class Way:
         answers = cohort.ask(self.grid, by_node, group=self.group, timeout_s=timeout_s)
         sound = heard(answers, silo_of, self.roster, self.heads)
         replies = {silo_of[node]: reply for node, reply in sorted(sound.replies.items())}
-        self.arrived.update(
-            s for s, r in replies.items() if isinstance(r, wire.Update | wire.MaskedUpdate | wire.MaskedCounts)
-        )
+        for silo, reply in replies.items():
+            if isinstance(reply, wire.Update | wire.MaskedUpdate | wire.MaskedCounts):
+                self.arrived[silo] = sound.digests[nodes[silo]]
         return replies
 
 

@@ -20,6 +20,7 @@ from strategies.proof.canonical import load
 from strategies.proof.entries import is_hex, public_hex
 from strategies.proof.heads import Equivocation, Receipt, SignedHead, countersign, equivocation
 from strategies.proof.lists import HeadList, read_list, receipts_text, sign_list
+from strategies.proof.outcomes import Outcome, sign_outcome
 
 
 class Witness:
@@ -172,6 +173,10 @@ class Witness:
             except VerificationError:
                 kept.pop(0)
         return None
+
+    def outcome(self, outcome: Outcome) -> str:
+        """Return the signed record of what came of a round."""
+        return sign_outcome(outcome, self._key)
 
     def take(self) -> list[Receipt]:
         """Return the receipts that have come to be since the last call."""

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from simulations.bench.commands import app as bench
-from strategies.command import guarded, not_built
+from strategies.command import Json, guarded, not_built
 from strategies.errors import SettingError, nearest
 from strategies.privacy.mechanisms import TRUSTED
 from strategies.sections import Mechanism
@@ -36,7 +36,6 @@ app = typer.Typer(
     epilog="Example: fedsilo-simulate run breast-cancer --set privacy.epsilon=1",
 )
 _LIST_WIDTH = 240
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout and nothing else.")]
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,5 @@
-"""How each of the four commands ends: an exit code, one sentence for an error, no traceback without ``--debug``.
+"""What the four commands share: the option ``--json``, and how they end: an exit code, one sentence for an error, no
+traceback without ``--debug``.
 
 Exit codes: 0 done, 1 failed while running, 2 wrong usage or invalid study, 3 refused, 4 verification failed.
 """
@@ -6,10 +7,13 @@ Exit codes: 0 done, 1 failed while running, 2 wrong usage or invalid study, 3 re
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from strategies.errors import FedsiloError, NotBuiltError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object and nothing else.")]
 
 
 def guarded(application: typer.Typer, *, arguments: list[str] | None = None) -> int:

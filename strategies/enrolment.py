@@ -1,8 +1,9 @@
-"""The two files of an enrolment: what a silo asks with, and what the coordinator answers.
+"""The files of an enrolment: what a silo asks with, and what the coordinator answers.
 
-A request holds the silo's public keys, signed by its ledger key; an answer holds the coordinator's address, key,
-certificate authority and roster, signed by its key. Both are public and may travel by mail: what makes them true is
-that two people compare `fingerprint` by telephone, which covers every byte.
+A request holds the silo's public keys, signed by its ledger key; for a change of keys the new ones, signed by the
+ledger's old and new key. An answer holds the coordinator's address, key, certificate authority and roster, signed by
+its key. All are public and may travel by mail: what makes them true is that two people compare `fingerprint` by
+telephone, which covers every byte.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from strategies.errors import VerificationError
 from strategies.proof.canonical import dump, load
 from strategies.proof.entries import is_hex, signed_by
-from strategies.roster import Member, Roster, read_roster
+from strategies.roster import Handover, Member, Roster, read_roster
 
 VERSION = 1
 _REQUEST, _ANSWER = b"fedsilo/request/1\0", b"fedsilo/answer/1\0"
@@ -77,10 +78,33 @@ def read_request(data: bytes) -> Member:
     known = {entry.name for entry in fields(Member)}
     member = value.get("member")
     if not (isinstance(member, dict) and member.keys() == known and all(type(text) is str for text in member.values())):
-        raise VerificationError("the request does not name a silo with its four keys")
+        raise VerificationError("the request does not name a silo with its keys")
     if not (is_hex(member["ledger_key"]) and signed_by(signature, member["ledger_key"], _REQUEST + dump(value))):
         raise VerificationError("the request is not signed by the ledger key that it names")
     return Member(**member)
+
+
+def write_handover(handover: Handover) -> bytes:
+    """Return the bytes of a request to change a silo's keys."""
+    return dump({"version": VERSION, "handover": asdict(handover)})
+
+
+def read_handover(data: bytes) -> Handover:
+    """Read a request to change a silo's keys.
+
+    Raises:
+        VerificationError: it is none, or one of its two signatures does not hold.
+    """
+    whole = load(data)
+    found = whole.get("handover") if isinstance(whole, dict) and whole.keys() == {"version", "handover"} else None
+    known = {entry.name for entry in fields(Handover)}
+    if not (isinstance(found, dict) and found.keys() == known and all(type(text) is str for text in found.values())):
+        raise VerificationError("the file is no request to change keys; fedsilo-silo enrol --rotate writes one")
+    if whole["version"] != VERSION:
+        raise VerificationError("the request to change keys has a form that is not known here")
+    handover = Handover(**found)
+    handover.check()
+    return handover
 
 
 def write_answer(answer: Answer, key: Ed25519PrivateKey) -> bytes:

@@ -1,18 +1,19 @@
 """Who belongs to a consortium: an append-only file of JSON lines, each signed by the coordinator's key.
 
 The first line names the coordinator's key, `add` a silo with its keys and its ledger's identity, `remove` a silo that
-has left. Each line names the SHA-256 of the line before it, so a copy can only be behind, never different; readers
-compare `hash`. The file is public: keys and names, nothing of any record.
+has left, `rotate` a silo's new keys. Each line names the SHA-256 of the line before it, so a copy can only be behind,
+never different; readers compare `hash`. The file is public: keys and names, nothing of any record.
 
 Guarantees: a ledger's identity and a silo's signing key belong to one silo for ever, so no silo can enter twice with
-one ledger, nor take another's place.
+one ledger, nor take another's place. New keys are signed by the silo's old ledger key, so a coordinator cannot put keys
+of its own in a silo's place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -25,13 +26,14 @@ from strategies.proof.entries import ZERO, is_hex, public_hex, signed_by
 from strategies.proof.verdict import lines_of
 
 VERSION = 1
-_DOMAIN = b"fedsilo/roster/1\0"
+_DOMAIN, _HANDOVER = b"fedsilo/roster/1\0", b"fedsilo/handover/1\0"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TRANSPORT = re.compile(r"[0-9a-f]{194}")
 _BODIES = {
     "coordinator": {"name", "key"},
-    "add": {"silo", "ledger_key", "dpo_key", "ledger_id", "transport_key"},
+    "add": {"silo", "ledger_key", "dpo_key", "ledger_id", "transport_key", "first_key"},
     "remove": {"silo", "reason"},
+    "rotate": {"silo", "ledger_id", "before", "ledger_key", "transport_key", "by_old", "by_new"},
 }
 
 
@@ -41,10 +43,11 @@ class Member:
 
     Args:
         silo: its name.
-        ledger_key: Ed25519 public key by which it signs ledger, heads and messages, 64 hex digits.
-        dpo_key: Ed25519 public key of its data-protection officer.
+        ledger_key: Ed25519 public key by which it signs ledger, heads and messages now, 64 hex digits.
+        dpo_key: Ed25519 public key of its data-protection officer when the ledger began.
         ledger_id: identity of its ledger, 64 hex digits.
         transport_key: P-384 public key of its node, an uncompressed point (SEC 1, 2.3.3), 194 hex digits.
+        first_key: the ledger's key when it began; from there the ledger itself leads to the key of now.
     """
 
     silo: str
@@ -52,10 +55,55 @@ class Member:
     dpo_key: str
     ledger_id: str
     transport_key: str
+    first_key: str
 
     def pins(self, witnesses: frozenset[str] | None = None) -> Pins:
         """Return what a reader of this silo's ledger knows beforehand."""
-        return Pins(ledger_id=self.ledger_id, ledger_key=self.ledger_key, dpo_key=self.dpo_key, witnesses=witnesses)
+        return Pins(ledger_id=self.ledger_id, ledger_key=self.first_key, dpo_key=self.dpo_key, witnesses=witnesses)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handover:
+    """A silo's change of keys, signed by its ledger key of before and by the new one.
+
+    Args:
+        silo: its name.
+        ledger_id: identity of its ledger, which stays.
+        before: the ledger key that hands over.
+        ledger_key: the new one.
+        transport_key: the new key of its node.
+        by_old: signature of the key of before, 128 hex digits.
+        by_new: signature of the new key.
+    """
+
+    silo: str
+    ledger_id: str
+    before: str
+    ledger_key: str
+    transport_key: str
+    by_old: str = ""
+    by_new: str = ""
+
+    def signed(self, old: Ed25519PrivateKey, new: Ed25519PrivateKey) -> Handover:
+        """Return it with both signatures."""
+        message = self._message()
+        return replace(self, by_old=old.sign(message).hex(), by_new=new.sign(message).hex())
+
+    def check(self) -> None:
+        """Return when both signatures hold.
+
+        Raises:
+            VerificationError: one does not.
+        """
+        message = self._message()
+        for signature, key, whose in ((self.by_old, self.before, "before"), (self.by_new, self.ledger_key, "now")):
+            if not (is_hex(key) and is_hex(signature, 128) and signed_by(signature, key, message)):
+                raise VerificationError(
+                    f"the change of keys of '{self.silo}' is not signed by its ledger key of {whose}"
+                )
+
+    def _message(self) -> bytes:
+        return _HANDOVER + dump({**asdict(self), "by_old": "", "by_new": ""})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +117,7 @@ class Roster:
         seq: number of lines.
         hash: SHA-256 of the last line, which says how new the file is.
         members: the silos of now, by name.
-        left: silos that have left, as they were.
+        past: silos as they were before they left or changed their keys, the oldest first.
     """
 
     text: bytes
@@ -78,15 +126,15 @@ class Roster:
     seq: int
     hash: str
     members: Mapping[str, Member] = field(default_factory=dict)
-    left: tuple[Member, ...] = ()
+    past: tuple[Member, ...] = ()
 
     def witnesses(self, *, ever: bool = False) -> frozenset[str]:
         """Return the keys whose receipts count: the coordinator's and those of all silos.
 
         Args:
-            ever: with those of silos that have left, whose receipts stand in older entries.
+            ever: with those of the past, whose receipts stand in older entries.
         """
-        silos = (*self.members.values(), *(self.left if ever else ()))
+        silos = (*self.members.values(), *(self.past if ever else ()))
         return frozenset({self.key, *(member.ledger_key for member in silos)})
 
     def add(self, member: Member, key: Ed25519PrivateKey, time: str) -> Roster:
@@ -109,6 +157,14 @@ class Roster:
             VerificationError: there is no such silo, or the key is not the coordinator's.
         """
         return self._append("remove", {"silo": silo, "reason": reason}, key, time)
+
+    def rotate(self, handover: Handover, key: Ed25519PrivateKey, time: str) -> Roster:
+        """Return the roster with a silo's new keys; those of before count no more.
+
+        Raises:
+            VerificationError: the silo's ledger key of before has not signed it, or a new key is or was somebody's.
+        """
+        return self._append("rotate", asdict(handover), key, time)
 
     def _append(self, kind: str, body: dict[str, Any], key: Ed25519PrivateKey, time: str) -> Roster:
         line = _line(self.seq + 1, self.hash, kind, body, key, time)
@@ -180,7 +236,7 @@ def _next(roster: Roster | None, line: bytes) -> Roster:
             raise VerificationError("it is not signed by the coordinator's key")
         if roster is None:
             roster = Roster(text=b"", coordinator=body["name"], key=body["key"], seq=0, hash=ZERO)
-        roster = {"coordinator": lambda r, _: r, "add": _added, "remove": _removed}[kind](roster, body)
+        roster = _EFFECTS[kind](roster, body)
     except VerificationError as error:
         raise ChainError(seq, str(error)) from None
     return replace(roster, text=roster.text + line + b"\n", seq=seq, hash=hashlib.sha256(line).hexdigest())
@@ -199,7 +255,7 @@ def _form(value: Any) -> tuple[dict[str, Any], str]:
         raise VerificationError(f"a line of kind {kind} has other fields")
     sound = type(entry["seq"]) is int and is_hex(entry["prev"]) and type(entry["time"]) is str
     names = [body[key] for key in ("silo", "name") if key in body]
-    keys = [body[key] for key in ("key", "ledger_key", "dpo_key", "ledger_id") if key in body]
+    keys = [body[key] for key in ("key", "ledger_key", "dpo_key", "ledger_id", "first_key", "before") if key in body]
     sound = sound and all(_NAME.fullmatch(name) for name in names) and all(map(is_hex, keys))
     if not sound or not _TRANSPORT.fullmatch(body.get("transport_key", "0" * 194)):
         raise VerificationError(f"a line of kind {kind} has a value that it cannot have")
@@ -210,18 +266,42 @@ def _added(roster: Roster, body: dict[str, str]) -> Roster:
     member = Member(**body)
     if member.silo in roster.members:
         raise VerificationError(f"silo '{member.silo}' is in the roster already")
-    for other in (*roster.members.values(), *roster.left):
-        for what in ("ledger_id", "ledger_key", "transport_key"):
+    _require_new(roster, member, ("ledger_id", "ledger_key", "transport_key"))
+    return replace(roster, members={**roster.members, member.silo: member})
+
+
+def _require_new(roster: Roster, member: Member, fields: tuple[str, ...]) -> None:
+    """Raise where one of these is or was another's, or one key has two roles."""
+    for other in (*roster.members.values(), *roster.past):
+        for what in fields:
             if getattr(other, what) == getattr(member, what):
                 raise VerificationError(f"the {what} of '{member.silo}' has been that of '{other.silo}'")
     if roster.key in (member.ledger_key, member.dpo_key) or member.ledger_key == member.dpo_key:
         raise VerificationError(f"'{member.silo}' uses one key in two places; each role has a key of its own")
-    return replace(roster, members={**roster.members, member.silo: member})
 
 
 def _removed(roster: Roster, body: dict[str, str]) -> Roster:
-    if body["silo"] not in roster.members:
-        raise VerificationError(f"silo '{body['silo']}' is not in the roster")
     members = dict(roster.members)
-    gone = members.pop(body["silo"])
-    return replace(roster, members=members, left=(*roster.left, gone))
+    gone = members.pop(body["silo"], None)
+    if gone is None:
+        raise VerificationError(f"silo '{body['silo']}' is not in the roster")
+    return replace(roster, members=members, past=(*roster.past, gone))
+
+
+def _rotated(roster: Roster, body: dict[str, str]) -> Roster:
+    handover = Handover(**body)
+    old = roster.members.get(handover.silo)
+    if old is None or (old.ledger_id, old.ledger_key) != (handover.ledger_id, handover.before):
+        raise VerificationError(f"silo '{handover.silo}' is not in the roster with the ledger and key that hand over")
+    handover.check()
+    new = replace(old, ledger_key=handover.ledger_key, transport_key=handover.transport_key)
+    _require_new(roster, new, ("ledger_key", "transport_key"))
+    return replace(roster, members={**roster.members, new.silo: new}, past=(*roster.past, old))
+
+
+_EFFECTS: dict[str, Callable[[Roster, dict[str, str]], Roster]] = {
+    "coordinator": lambda roster, _: roster,
+    "add": _added,
+    "remove": _removed,
+    "rotate": _rotated,
+}

@@ -1,6 +1,6 @@
 """The tables of a study file and their values: types, ranges and defaults, each table by itself.
 
-What must hold between tables stands in `strategies.checks`.
+What must hold between tables stands in `strategies.conflicts`.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from strategies.privacy.events import Event, merge, to_json
 from strategies.proof.canonical import dump, exact, load, read_exact, rounded_up
 from strategies.proof.entries import events_value, is_hex, public_hex, read_events, signed_by
 
-FORMAT = "fedsilo-statement/1"
-_DOMAIN = b"fedsilo/statement/1\0"
+FORMAT = "fedsilo-statement/2"
+_DOMAIN = b"fedsilo/statement/2\0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,11 @@ class BudgetStatement:
     """The budget of the data root; None is an infinite epsilon.
 
     Args:
-        epsilon: the smaller of the registered budget and the policy's.
-        delta: fixed at registration.
+        epsilon: the smaller of the registered budget and the policy's; the other fields are of that one.
+        delta: of the budget.
         gate: rdp or preregistered.
         order: of the gate rdp, else 0.
-        spent: of everything to date, as the gate counts it.
+        spent: of everything to date, as that gate counts it.
     """
 
     epsilon: float | None
@@ -59,6 +59,7 @@ class Statement:
         hash: SHA-256 of that line.
         first: position of the run's first entry; 0 for none.
         last: position of the run's last entry; 0 for none.
+        extract: SHA-256 of the lines that the silo gives with it (strategies/proof/extract.py).
         data_root: name of the data set at the silo.
         unit: unit of privacy.
         neighbouring: relation that epsilon speaks of.
@@ -81,6 +82,7 @@ class Statement:
     hash: str
     first: int
     last: int
+    extract: str
     data_root: str
     unit: str
     neighbouring: str
@@ -164,7 +166,9 @@ def _read(fields: Mapping[str, Any]) -> Statement:
     statement = Statement(**(values | {"budget": BudgetStatement(**budget)}))
     texts = (statement.silo, statement.data_root, statement.unit, statement.neighbouring)
     sound = all(type(text) is str and 0 < len(text) <= 1000 for text in texts) and is_hex(statement.run, 32)
-    sound = sound and all(map(is_hex, (statement.study, statement.manifest, statement.ledger_id, statement.hash)))
+    sound = sound and all(
+        map(is_hex, (statement.study, statement.manifest, statement.ledger_id, statement.hash, statement.extract))
+    )
     sound = sound and all(type(n) is int and n >= 0 for n in (statement.seq, statement.first, statement.last))
     sound = sound and statement.accountant in ("pld", "rdp") and statement.durability in ("power-loss", "process")
     sound = sound and 0 < statement.delta < 1 and 0 < statement.budget.delta < 1

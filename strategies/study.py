@@ -175,9 +175,14 @@ class Study:
         """Return what a whole run releases, at worst."""
         return self.round_events() * self.file.study.rounds + self.closing_events()
 
+    @property
+    def last_release(self) -> int:
+        """The number of the release at the run's end, which counts as a round after the last."""
+        return self.file.study.rounds + 1
+
     def number_of_counts(self, round: int) -> int:
-        """Return the number of the release of masked counts after a round; that of the run's end is rounds + 1."""
-        return self.file.study.rounds + 1 + round
+        """Return the number of the release of masked counts after a round, beyond that of the run's end."""
+        return self.last_release + round
 
     def releases_before(self, number: int) -> Iterator[int]:
         """Return the numbers of all releases of a run that may come before one, the newest first."""

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from strategies.command import guarded
+from strategies.command import Json, guarded
 from strategies.errors import SettingError, VerificationError, nearest
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import Gaussian, to_json
@@ -46,9 +46,7 @@ def epsilon_command(
         ),
     ],
     delta: Annotated[float, typer.Option(help="The delta at which epsilon is given, between 0 and 1.")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one machine-readable object and nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Compute the epsilon of Gaussian releases on one data set (add-or-remove-one)."""
     events = tuple(_parse_release(text) for text in release)
@@ -83,9 +81,7 @@ def check_command(
         list[Path] | None,
         typer.Option(help="Whose keys count: a roster, a pins file, or a silo's pin.json; may be repeated."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one machine-readable object and nothing else.")
-    ] = False,
+    as_json: Json = False,
 ) -> int:
     """Check run folders, statements and ledger exports: every link, signature, key and epsilon. Exit 0 or 4."""
     trust = Trust()
@@ -145,6 +141,7 @@ def _print_findings(found: Findings) -> None:
         console.print(
             f"  {row['silo']}, data root '{row['data_root']}': {loss} at delta {row['delta']:g} a {row['unit']}, "
             f"{row['neighbouring']}; the gate ({row['gate']}) counts {row['spent']} of {row['budget']}"
+            + ("" if row["rests_on"] == "ledger" else "; to date, as the silo has signed")
         )
     for row in found.open_reserves:
         console.print(f"  {row['silo']}: round {row['round']} of run {row['run']} is reserved and not released; spent")

@@ -60,6 +60,10 @@ def blob(data: bytes | memoryview) -> Blob:
     return np.frombuffer(data, np.uint8)
 
 
+def _no_text() -> Any:
+    return _marked(Seen.CLEAR, Protection.PUBLIC, str)
+
+
 def _no_blob() -> Any:
     return _marked(Seen.CLEAR, Protection.PUBLIC, lambda: np.zeros(0, np.uint8))
 
@@ -103,6 +107,7 @@ class Train:
     broadcast: Mapping[str, Vector] = _public()
     sum: Blob = _no_blob()  # the sum that the update goes into, signed; empty without secure aggregation
     record: Blob = _no_blob()  # what came of the sum before, signed; empty before the first
+    outcome: str = _no_text()  # what came of the round before, signed; empty before the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +142,7 @@ class Close:
     receipts: str = _public()
     weights: Vector = _public()
     record: Blob = _no_blob()
+    outcome: str = _no_text()  # what came of the last round, signed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +223,7 @@ class Farewell:
     head: str = _public()
     countersigned: str = _public()
     statement: str = _public()  # canonical JSON, signed by the ledger's key; empty when nothing could be signed
-    ledger: str = _public()  # the ledger's lines up to there, which hold settings, releases and hashes alone
+    ledger: str = _public()  # lines of the ledger up to there that concern the run; of all others one hash a stretch
     counts: Vector = _counts()
 
 
@@ -367,6 +373,12 @@ def from_record(record: RecordDict, allowed: tuple[type[M], ...]) -> M:
     if arrays is None or "payload" not in arrays:
         raise ProtocolError("a message has no payload")
     return unpack(arrays["payload"].data, allowed)
+
+
+def digest(record: RecordDict) -> str:
+    """Return the SHA-256 of the bytes that travelled, as the ledger of the silo that sent them has it; "" for none."""
+    arrays = record.array_records.get(_RECORD)
+    return hashlib.sha256(arrays["payload"].data).hexdigest() if arrays is not None and "payload" in arrays else ""
 
 
 def _bytes_of(value: object) -> bytes:

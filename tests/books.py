@@ -6,10 +6,11 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from strategies.errors import VerificationError
 from strategies.privacy.dataroot import DataRoot
 from strategies.privacy.events import Event, Gaussian
-from strategies.proof.chain import Chain, Pins
-from strategies.proof.entries import Entry, Signed, events_value, public_hex, root_value, sign
+from strategies.proof.chain import Chain, ChainError, Pins
+from strategies.proof.entries import Entry, Signed, events_value, public_hex, read, root_value, sign
 from strategies.proof.heads import SignedHead, sign_head
 
 LEDGER, OFFICER, COORDINATOR, PEER, STRANGER = (
@@ -89,3 +90,19 @@ def five() -> Book:
     book = Book().begin()
     book.round()
     return book
+
+
+def read_chain(lines: list[bytes], pins: Pins, *, all_signatures: bool = True) -> Chain:
+    """The chain of lines; without `all_signatures` as a silo reads its own when it opens it."""
+    chain, last = Chain(pins), None
+    for line in lines:
+        try:
+            last = read(line)
+        except VerificationError as error:
+            raise ChainError(chain.seq + 1, str(error)) from None
+        chain.extend(last, all_signatures=all_signatures)
+    if last is None:
+        raise ChainError(1, "the ledger is empty")
+    if not all_signatures:
+        chain.check_last(last)
+    return chain

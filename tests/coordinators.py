@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import typer
-from sites import credentials, rewrite
+from sites import OFFICER_WORD, SILO_WORD, credentials, rewrite
 
 import client.cli
 import server.cli
@@ -84,6 +84,7 @@ def found(
     folder: Path,
     names: Sequence[str] = ("east", "north", "south"),
     policy: Mapping[str, str] | None = None,
+    secret: tuple[bytes, bytes] = (SILO_WORD, OFFICER_WORD),
 ) -> Consortium:
     """Make and enrol all of them.
 
@@ -91,8 +92,9 @@ def found(
         folder: where they go.
         names: of the silos.
         policy: texts of policy.toml to be replaced.
+        secret: passphrases of the silo and of its officer.
     """
-    words, port = credentials(folder / "credentials"), free_ports(4)
+    words, port = credentials(folder / "credentials", *secret), free_ports(4)
     home = folder / "coordinator"
     server_("init", str(home), "--host", "127.0.0.1", "--listen", "127.0.0.1", "--port", str(port))
     with passphrases(words):

@@ -419,3 +419,15 @@ def test_counts_that_cost_too_much_leave_no_noise_to_find() -> None:
         calibrate(1.0, 1e-5, sampling_rate=0.1, steps=10, beside=(gaussian(2.0, steps=9),))
     with pytest.raises(SettingError, match="alone cost epsilon inf"):
         calibrate(1.0, 1e-5, sampling_rate=0.1, steps=10, beside=(Exact(what="counts"),))
+
+
+def test_the_conversion_of_a_divergence_is_dp_accountings() -> None:
+    from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
+
+    from strategies.privacy.accountant import _at_order
+
+    for order in (1.005, 1.01, 1.1, 2.5, 3.0, 28.0, 512.0):
+        for delta in (1e-12, 1e-5, 1e-3, 0.5, 0.9):
+            for divergence in (0.0, 1e-14, 1e-7, 0.01, 0.3, 2.0, 50.0, 1e6, math.inf):
+                theirs, _ = compute_epsilon([order], [divergence], delta)
+                assert _at_order(order, divergence, delta) == theirs, (order, delta, divergence)

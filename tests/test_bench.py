@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("bench")
-    found = training.bench(names=["mlp"], batches=[16], laps=2, tell=lambda text: None)
+    found = training.bench(names=["mlp"], batches=[16], devices=["cpu"], laps=2, tell=lambda text: None)
     training.write(found, out)
     return {**found, "out": out}
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from client.models.base import MODELS, Shape, build, layout_of, load_weights
 from client.training import gradients, passes
+from client.training.device import prepared
 from client.training.layers import Explicit, Outer, Product, Scattered
 from client.training.losses import row_loss
 
@@ -107,7 +108,7 @@ def test_a_unit_with_one_bad_record_keeps_the_others_over_the_same_count(spec: s
 
 
 def bits(
-    model: nn.Module, shape: Shape, batch: tuple[torch.Tensor, torch.Tensor], row: int, lane: int
+    model: nn.Module, shape: Shape, batch: tuple[torch.Tensor, torch.Tensor], row: int, lane: int, tile: int = 0
 ) -> dict[str, torch.Tensor]:
     """Return what one row of a batch owes, and its norms, exactly as the engine has them.
 
@@ -119,7 +120,7 @@ def bits(
     lanes[row] = lane
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradients, "_random_lanes", lambda _: lanes)
-        rows = gradients._filled(x, y, np.arange(len(x)), np.ones(len(x), dtype=np.int64), plan)
+        rows = gradients._filled(x, y, np.arange(len(x)), np.ones(len(x), dtype=np.int64), plan, tile or plan.tile)
     found = {}
     for part, slots in ((one.part, one.slots) for one in passes.parts(model, plan, row_loss(shape), rows)):
         if isinstance(part, Explicit):
@@ -130,7 +131,7 @@ def bits(
             own = [part.a_USI[row], part.g_USO[row]]
         else:
             assert isinstance(part, Scattered)
-            own = [part.values_KO[part.owner_K == row]]
+            own = [part.values_KO[(part.owner_K == row) & part.values_KO.any(1)]]
         name = "/".join([str(len(found)), type(part).__name__, *(slot.name for slot in slots.values())])
         found[name] = torch.cat([*(values.flatten() for values in own), part.squared_norm()[row, None]])
     return found
@@ -191,6 +192,30 @@ def test_what_a_row_owes_does_not_depend_on_the_others_to_the_last_bit(
             found = bits(model, shape, (many[order], targets[order]), row, lane)
             assert set(found) == set(alone)
             assert all(torch.equal(found[part], alone[part]) for part in alone)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="gpu: none here")
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_nor_does_it_on_a_gpu(name: str) -> None:
+    """There every pass has one number of rows, so all kernels are the same."""
+    where = torch.device("cuda")
+    prepared(where)
+    shape, spec = INDEPENDENT[name], name[: name.index(")") + 1] if ")" in name else name.split()[0]
+    model = build(MODELS.resolve(spec), shape, 0)
+    random = np.random.default_rng(0)
+    load_weights(model, random.normal(0, 0.5, layout_of(model).size).astype(np.float32))
+    model.to(where)
+    many, targets = (values.to(where) for values in rows_of(shape, 300))
+    alone = bits(model, shape, (many[:1], targets[:1]), 0, 0, 320)
+    for count in (2, 33, 300):
+        row = int(random.integers(count))
+        order = np.r_[1 : row + 1, 0, row + 1 : count]
+        found = bits(model, shape, (many[order], targets[order]), row, 0, 320)
+        assert set(found) == set(alone)
+        for part in alone:
+            assert torch.equal(found[part][:-1], alone[part][:-1]), part
+            torch.testing.assert_close(found[part][-1], alone[part][-1], rtol=1e-6, atol=0)  # a float32 norm
 
 
 @pytest.mark.parametrize("activation", [nn.Sigmoid, nn.SiLU, nn.ELU, nn.Softplus, nn.Tanh, nn.GELU, nn.ReLU])

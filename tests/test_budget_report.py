@@ -31,6 +31,7 @@ from scipy.stats import norm
 
 import client.cli
 from strategies.command import guarded
+from strategies.manifest import Manifest, Member
 from strategies.privacy.dataroot import DataRoot
 from strategies.privacy.events import Event, Exact, Gaussian
 from strategies.privacy.profile import gaussian_fit, profile
@@ -144,6 +145,26 @@ def test_the_parts_of_the_budget_by_hand() -> None:
     assert spent["reserved"] == pytest.approx(3 / 32 / allowed, abs=1e-4)
     assert spent["committed"] + spent["reserved"] + spent["free"] == pytest.approx(1)
     assert gate_share(8.0, 8.0, 1e-5, 3.0) == 1.0 and gate_share(0.0, 8.0, 1e-5, 3.0) == 0.0
+    assert spent["beyond"] == pytest.approx(allowed, abs=1e-4) and spent["fixed"] == pytest.approx(
+        8 - allowed, abs=1e-4
+    )
+    share = spent["committed"] + spent["reserved"]
+    assert spent["fixed"] + share * spent["beyond"] == pytest.approx(spent["epsilon_gate"], abs=2e-4)
+    text = written(budget_page(budget_facts(book.lines, PINS)))
+    assert f"of the {spent['beyond']:g} that the budget has beyond that, {percent(share)} is spent" in text
+
+
+def test_a_run_names_its_study_where_the_ledger_cites_the_agreement() -> None:
+    members = (Member(silo="east", weight=1.0), Member(silo="north", weight=1.0))
+    agreed = Manifest(run=FIRST, study="5a" * 32, code="1", layout="0" * 64, roster=members)
+    another = replace(agreed, study="6b" * 32)
+    book = Book().begin()
+    book.reserve(1, PLAIN, run=FIRST, manifest=agreed.digest())
+    book.reserve(1, PLAIN, run=SECOND)
+    for kept, study in (((agreed, another), "5a" * 32), ((another,), None), ((), None)):
+        facts = budget_facts(book.lines, PINS, kept)
+        assert [run["study"] for run in facts["roots"][0]["runs"]] == [study, None]
+        assert ("5a5a5a5a" in written(budget_page(facts))) == (study is not None)
 
 
 def test_a_preregistered_plan_is_counted_by_pld() -> None:

@@ -34,16 +34,22 @@ APPS = {
     "fedsilo-simulate": simulations.cli.app,
     "fedsilo-verify": strategies.verify.app,
 }
-COMMANDS = re.findall(r"(fedsilo-(?:server|silo|simulate|verify) [^|;&)\n]*)", SCRIPT)
+_COMMAND = r"(fedsilo-(?:server|silo|simulate|verify) [^|;&)\n]*)"
+COMMANDS = re.findall(_COMMAND, SCRIPT)
+OPERATIONS = re.findall(rf"^ {{4}}{_COMMAND}", (ROOT / "server" / "OPERATIONS.md").read_text(encoding="utf-8"), re.M)
 
 
-@pytest.mark.parametrize("line", sorted(set(COMMANDS)))
-def test_every_command_of_the_section_exists_with_its_options(line: str) -> None:
+@pytest.mark.parametrize("line", sorted({*COMMANDS, *OPERATIONS}))
+def test_every_command_of_the_pages_exists_with_its_options(line: str) -> None:
     name, subcommand, *words = shlex.split(line)
     group = typer.main.get_command(APPS[name])
     assert isinstance(group, TyperGroup)
     known = {option for each in group.commands[subcommand].params for option in each.opts}
     assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_page_of_operations_has_its_commands() -> None:
+    assert len(OPERATIONS) >= 8 and any("--rotate" in line for line in OPERATIONS)
 
 
 def test_the_section_is_walked(tmp_path: Path, full_tier: bool) -> None:

@@ -58,6 +58,9 @@ class Named(InlineGrid, SignedGrid):
 
     def know(self, nodes: Any) -> None: ...
 
+    def changed(self, *_: str) -> bool:
+        return False
+
     def name_of(self, node: int) -> str:
         return self.names[node]
 

@@ -28,6 +28,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from ledgers import ROOT, RUN, made, opened, release, reserve
 folder = Path(sys.argv[1])
+{before}
 place = made(folder, "power-loss", roots=[replace(ROOT, epsilon=1000.0, order=0.0)])
 os.write(1, b"ack 2\\n")
 for round in range(1, {rounds} + 1):
@@ -103,10 +104,20 @@ def losses(script: str, tmp_path: Path, number: int, found: Callable[[Path], int
 @needs_strace
 def test_no_acknowledged_entry_is_lost_with_the_power(tmp_path: Path, scaled: Callable[..., int]) -> None:
     number = scaled(10_000)
-    script = WRITER.format(tests=str(Path(__file__).parent), rounds=ROUNDS)
+    script = WRITER.format(tests=str(Path(__file__).parent), rounds=ROUNDS, before="")
     looked, lost, first = losses(script, tmp_path, number, found_in_ledger)
     assert looked >= number and (lost, first) == (0, [])
     assert RUN
+
+
+@needs_strace
+def test_without_its_own_sync_of_the_folder_the_ledger_would_lose_entries(
+    tmp_path: Path, scaled: Callable[..., int]
+) -> None:
+    spoilt = "from client.ledger_file import LedgerFile; LedgerFile._sync_folder = lambda self: None"
+    script = WRITER.format(tests=str(Path(__file__).parent), rounds=ROUNDS, before=spoilt)
+    looked, lost, _ = losses(script, tmp_path, scaled(2000), found_in_ledger)
+    assert lost > looked / 20, f"{lost} of {looked}"
 
 
 @needs_strace

@@ -478,7 +478,7 @@ def test_counts_are_given_only_in_a_run_that_the_silo_trains_in(
         rounds,
         "_trained_masked",
         lambda way, requests, number, progress: rounds._Trained(
-            state=progress.state, survivors=tuple(requests), arrived=(), refused={}
+            state=progress.state, survivors=(), arrived={}, refused={}
         ),
     )
     with watched(monkeypatch) as seen:

@@ -17,7 +17,23 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from books import COORDINATOR, COST, GENESIS, ID, LEDGER, OFFICER, PEER, PINS, ROOT, RUN, STRANGER, TIME, Book, five
+from books import (
+    COORDINATOR,
+    COST,
+    GENESIS,
+    ID,
+    LEDGER,
+    OFFICER,
+    PEER,
+    PINS,
+    ROOT,
+    RUN,
+    STRANGER,
+    TIME,
+    Book,
+    five,
+    read_chain,
+)
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +45,7 @@ from strategies.proof.canonical import dump, exact, load, read_exact, rounded_up
 from strategies.proof.chain import ChainError, Pins
 from strategies.proof.entries import events_value, public_hex, read, read_events, root_value, sign, spent_value
 from strategies.proof.heads import Equivocation, Receipt, SignedHead, countersign, equivocation, sign_head
-from strategies.proof.verdict import lines_of, read_chain, verify_chain
+from strategies.proof.verdict import lines_of, verify_chain
 
 # --- canonical JSON -----------------------------------------------------------------------------------------
 

@@ -1,9 +1,12 @@
-"""The recurrent networks' states and gradients against torch's own LSTM and GRU on packed sequences.
+"""The recurrent networks' states and gradients against torch's own LSTM and GRU on packed sequences, step by step as on
+a CPU and in one call as on a GPU.
 
 Oracles: torch.nn.LSTM and torch.nn.GRU in float64, and finite differences.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from client.models import _cells, _recurrence
 from client.models._recurrence import Cell, Stack, from_torch, to_torch
 from client.models.base import MODELS, Shape, build, layout_of
 
@@ -23,6 +27,13 @@ every_cell = pytest.mark.parametrize("cell", TORCH)
 every_stack = pytest.mark.parametrize(
     ("layers", "bidirectional"), [(1, False), (2, False), (1, True), (2, True)], ids=["1", "2", "1 both", "2 both"]
 )
+
+
+@pytest.fixture(autouse=True, params=["loop", "fused"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "fused":
+        cells = {name: replace(cell, loop=cell.fused) for name, cell in _cells.RECURRENCES.items()}
+        monkeypatch.setattr(_recurrence, "RECURRENCES", cells)
 
 
 def twins(cell: Cell, layers: int, bidirectional: bool) -> tuple[Stack, nn.RNNBase]:

@@ -30,6 +30,7 @@ def member(name: str, number: int) -> Member:
         dpo_key="b" + digits[1:],
         ledger_id="c" + digits[1:],
         transport_key="04" + f"{number:0192x}",
+        first_key="a" + digits[1:],
     )
 
 
@@ -45,7 +46,7 @@ def roster() -> Roster:
 def test_a_roster_is_read_as_it_was_written(roster: Roster) -> None:
     again = read_roster(roster.text, coordinator=public_hex(KEY))
     assert again == roster and again.seq == 4
-    assert again.members == {"south": SOUTH} and again.left == (NORTH,)
+    assert again.members == {"south": SOUTH} and again.past == (NORTH,)
     assert again.witnesses() == {public_hex(KEY), SOUTH.ledger_key}
     assert again.witnesses(ever=True) == {public_hex(KEY), SOUTH.ledger_key, NORTH.ledger_key}
     assert SOUTH.pins().ledger_id == SOUTH.ledger_id

@@ -41,9 +41,11 @@ from simulations.sources import read_dataset
 from strategies import wire
 from strategies.errors import DataError, FedsiloError, ProtocolError, Refusal, RefusalCode, RunError
 from strategies.manifest import CODE_VERSION, Manifest, Member
-from strategies.privacy.accountant import epsilon
+from strategies.privacy.accountant import epsilon, epsilon_at_order
 from strategies.privacy.budget import Budget
 from strategies.privacy.secret import SecretRandom
+from strategies.proof.check import check
+from strategies.proof.trust import Trust
 from strategies.statement import read_statement
 from strategies.study import Study, override
 
@@ -479,10 +481,11 @@ def test_counts_are_charged_and_the_end_is_a_round_of_its_own(counting: Silo) ->
     )
 
 
-def test_a_second_close_is_the_same_bytes_whatever_model_it_brings(counting: Silo) -> None:
+def test_a_second_close_is_the_same_bytes_and_none_for_another_model(counting: Silo) -> None:
     first, ledger = wire.pack(farewell(counting)), kinds(counting)
-    for weights in (request().weights, request().weights + 1):
-        assert wire.pack(farewell(counting, weights=weights)) == first
+    assert wire.pack(farewell(counting)) == first
+    with pytest.raises(ProtocolError, match="not the one that the record of round 3 names"):
+        farewell(counting, weights=request().weights + 1)
     assert kinds(counting) == ledger and ledger.count(("release", 4)) == 1
     counting.state(RUN).keep_reply(4, first + b" ")  # bytes that were not released never leave, nor do new counts
     assert farewell(counting).counts.size == 0 and kinds(counting) == ledger
@@ -804,6 +807,7 @@ def test_over_a_whole_run_what_left_is_what_the_ledger_released(silos: list[Silo
             commits = [entry.round for entry in ledger.entries() if entry.kind == "commit"]
         left = [(line["run"], line["round"]) for line in egress(silo) if line["privacy"] == "released"]
         assert left == releases and [round for _, round in left] == commits == [1, 2, 3]
+        assert {line["round"] for line in egress(silo) if line["field"].startswith("Farewell.")} == {4}
         assert rounds[-1]["epsilon"][silo.name] == epsilon(STUDY.round_events() * 3, 1e-5)
         assert [line["field"] for line in egress(silo)] == [
             "Accept.silo",
@@ -817,3 +821,22 @@ def test_over_a_whole_run_what_left_is_what_the_ledger_released(silos: list[Silo
             "Farewell.ledger",
             "Farewell.counts",
         ]
+
+
+@pytest.mark.parametrize(("limit", "order"), [(8.0, 3.0), (4.0, 5.0)])
+def test_a_statement_counts_as_the_smaller_budget_does(limit: float, order: float, silo: Silo) -> None:
+    """Registered is epsilon 8, whose filter has order 3; that of a policy's epsilon 4 has order 5."""
+    table = silo.policy.budget["records"].model_copy(update={"epsilon": limit})
+    strict = replace(silo, policy=silo.policy.model_copy(update={"budget": {"records": table}}))
+    trained(strict)
+    goodbye = close(ending(received=1), STUDY, strict)
+    budget = read_statement(goodbye.statement).statement.budget
+    events = STUDY.round_events()
+    assert (budget.epsilon, budget.gate, budget.order) == (limit, "rdp", order)
+    assert (
+        budget.spent
+        == epsilon_at_order(events, budget.delta, order)
+        != epsilon_at_order(events, budget.delta, 8 - order)
+    )
+    found = check({"statement.json": goodbye.statement.encode(), "ledger.jsonl": goodbye.ledger.encode()}, Trust())
+    assert [problem.sentence for problem in found.problems] == []

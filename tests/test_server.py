@@ -51,8 +51,10 @@ from strategies.errors import ProtocolError, Refusal, RefusalCode, RunError, Set
 from strategies.layout import Layout
 from strategies.manifest import Manifest, Member
 from strategies.privacy.accountant import epsilon
+from strategies.proof.check import check
 from strategies.proof.entries import public_hex
 from strategies.proof.heads import Head, sign_head
+from strategies.proof.trust import Trust
 from strategies.study import Study, override
 
 TEXT = """[study]
@@ -284,6 +286,31 @@ def test_an_acceptance_that_cannot_be(second: wire.Accept, error: type[Exception
     """Found: a silo's name becomes the name of a file in the run folder, and any name was taken."""
     with pytest.raises(error):
         invite({1: says(accept("a")), 2: says(second), 3: says(accept("c"))})
+
+
+@pytest.mark.parametrize("contradicts", [False, True])
+def test_two_silos_that_show_one_ledger_are_refused_and_the_others_go_on(contradicts: bool) -> None:
+    """With different lines at one position the proof is kept; at different positions nothing proves which one is true."""
+    second = head_of("b", 1, "2" * 64) if contradicts else head_of("b", 2)
+    copied = wire.Accept(silo="d", weight=1.0, head=second)
+    roster = invite({1: says(accept("a")), 2: says(accept("b")), 3: says(copied), 4: says(accept("c"))})
+    assert roster.nodes == {"a": 1, "c": 4} and roster.refusals == {2: "ledger", 3: "ledger"}
+    assert [member.silo for member in roster.manifest.roster] == ["a", "c"]
+    assert list(roster.witness.proofs) == (["d"] if contradicts else [])
+    if contradicts:
+        proof = roster.witness.proofs["d"].to_bytes()
+        assert [row["seq"] for row in check({"proof": proof}, Trust()).equivocations] == [1]
+
+
+def test_another_silos_ledger_is_refused_by_the_roster_and_costs_its_owner_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Heads are public among the silos of a run: one of them could show another's to have it refused."""
+    ledgers = {node: f"{name.encode().hex():0>64}" for node, name in ((1, "a"), (2, "b"), (3, "d"))}
+    monkeypatch.setattr(FakeGrid, "ledger_of", lambda _, node: ledgers[node], raising=False)
+    stolen = wire.Accept(silo="d", weight=1.0, head=head_of("b"))
+    roster = invite({1: says(accept("a")), 2: says(accept("b")), 3: says(stolen)})
+    assert roster.nodes == {"a": 1, "b": 2} and roster.refusals == {3: "protocol"}
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])

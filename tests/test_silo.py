@@ -102,10 +102,18 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "unknown key": (
         "silo.toml",
         text(SILO.replace("[data", "nmae = 1\n[data")),
-        "nmae: extra inputs are not permitted",
+        "nmae = 1 is not allowed: extra inputs are not permitted",
     ),
-    "bad name": ("silo.toml", text(SILO.replace("north", "../north")), "name: string should match pattern"),
-    "zero weight": ("silo.toml", text("weight = 0\n" + SILO), "weight: input should be greater than 0"),
+    "bad name": (
+        "silo.toml",
+        text(SILO.replace("north", "../north")),
+        "name = '../north' is not allowed: string should match pattern",
+    ),
+    "zero weight": (
+        "silo.toml",
+        text("weight = 0\n" + SILO),
+        "weight = 0 is not allowed: input should be greater than 0",
+    ),
     "no data": ("silo.toml", text('name = "a"'), "data: field required"),
     "no budget": ("policy.toml", text(""), "budget = {} is not allowed: field required"),
     "negative budget": ("policy.toml", text(POLICY.replace("8.0", "-1")), "budget.records.epsilon = -1 is not allowed"),

@@ -27,7 +27,6 @@ Role = Literal["silo", "officer"]
 SiloFolder = Annotated[
     Path | None, typer.Option("--silo", metavar="DIR", help="The silo's folder; FEDSILO_SILO if omitted.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object and nothing else.")]
 SiloWord = Annotated[
     int | None,
     typer.Option(

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from client.commands.access import (
-    Json,
     OfficerWord,
     SiloFolder,
     SiloWord,
@@ -24,6 +23,7 @@ from client.commands.access import (
     read_study,
     simulated,
 )
+from strategies.command import Json
 from strategies.errors import SettingError, VerificationError
 
 if TYPE_CHECKING:
@@ -244,16 +244,12 @@ def _left(path: Path) -> dict[str, Any]:
 
 
 def _unreleased(ledger: Ledger, left: list[tuple[str, int, str]]) -> list[dict[str, Any]]:
-    """Return what left of records and has no release in the ledger; a farewell's round is the run's last one."""
+    """Return what left of records and has no release in the ledger."""
     known: dict[str, set[int]] = {}
     for entry in ledger.entries():
         if entry.kind == "release":
             known.setdefault(entry.run, set()).add(entry.round)
-    return [
-        {"run": run, "round": number}
-        for run, number, _ in left
-        if not (number in known.get(run, set()) or (number == 0 and known.get(run)))
-    ]
+    return [{"run": run, "round": number} for run, number, _ in left if number not in known.get(run, set())]
 
 
 # --- export and restore -------------------------------------------------------------------------------------

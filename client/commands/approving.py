@@ -11,7 +11,6 @@ import typer
 from rich.table import Table
 
 from client.commands.access import (
-    Json,
     OfficerWord,
     SiloFolder,
     SiloWord,
@@ -21,6 +20,7 @@ from client.commands.access import (
     read_study,
     simulated,
 )
+from strategies.command import Json
 from strategies.errors import Refusal, RefusalCode
 from strategies.privacy.silo_level import warning
 

@@ -16,7 +16,6 @@ import typer
 from rich.table import Table
 
 from client.commands.access import (
-    Json,
     OfficerWord,
     SiloFolder,
     SiloWord,
@@ -26,6 +25,7 @@ from client.commands.access import (
     read_study,
     simulated,
 )
+from strategies.command import Json
 from strategies.errors import FedsiloError
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.commands.access import Json, SiloFolder, SiloWord, Words, console, open_silo, simulated
+from client.commands.access import SiloFolder, SiloWord, Words, console, open_silo, simulated
+from strategies.command import Json
 from strategies.errors import SettingError
 
 if TYPE_CHECKING:
     from client.silo import Silo
-    from strategies.roster import Member
 
 
 def enrol(
@@ -24,6 +24,9 @@ def enrol(
     install: Annotated[
         Path | None, typer.Option(metavar="ANSWER", help="Pin this answer of the coordinator instead.")
     ] = None,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Make new keys and ask to change to them; the ledger and its budget stay.")
+    ] = False,
     fingerprint: Annotated[
         str | None, typer.Option(metavar="TEXT", help="What the coordinator reads by telephone; asked for if omitted.")
     ] = None,
@@ -31,17 +34,23 @@ def enrol(
     as_json: Json = False,
 ) -> None:
     """Write the request that a coordinator enrols; with --install, pin its answer: key, authority and roster."""
+    from client.handover import ask, own
     from client.keys import ledger_key
     from strategies.enrolment import fingerprint as of
-    from strategies.enrolment import write_request
+    from strategies.enrolment import write_handover, write_request
 
+    if rotate and install is not None:
+        raise SettingError("--rotate asks for new keys and --install ends it with the answer; give one of them")
     found = open_silo(silo, Words(silo=silo_word))
-    member = _own(found)
     if install is not None:
-        _install(found, member, install, fingerprint, as_json)
+        _install(found, install, fingerprint, as_json)
         return
-    data = write_request(member, ledger_key(found.folder / "keys", found.passphrase, simulated=simulated(found)))
-    path = out or Path(f"{member.silo}.request.json")
+    member = own(found)
+    if rotate:
+        data = write_handover(ask(found))
+    else:
+        data = write_request(member, ledger_key(found.folder / "keys", found.passphrase, simulated=simulated(found)))
+    path = out or Path(f"{member.silo}.{'rotate' if rotate else 'request'}.json")
     try:
         path.write_bytes(data)
     except OSError as error:
@@ -50,27 +59,10 @@ def enrol(
     _say(facts, as_json, f"send {path} to the coordinator and read to it by telephone: {facts['fingerprint']}")
 
 
-def _own(silo: Silo) -> Member:
-    """Return this silo as a roster names it."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    from client.keys import read_pin, transport_key
-    from strategies.roster import Member
-
-    keys = silo.folder / "keys"
-    pin = read_pin(keys)
-    point = transport_key(keys, silo.passphrase, simulated=simulated(silo)).public_key()
-    return Member(
-        silo=silo.name,
-        ledger_key=pin.ledger_key,
-        dpo_key=pin.dpo_key,
-        ledger_id=pin.ledger_id,
-        transport_key=point.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint).hex(),
-    )
-
-
-def _install(silo: Silo, member: Member, path: Path, given: str | None, as_json: bool) -> None:
+def _install(silo: Silo, path: Path, given: str | None, as_json: bool) -> None:
     from client.enrolment import install
+    from client.handover import own, pending, take_over
+    from client.running import only_one
     from strategies.enrolment import fingerprint, read_answer
 
     try:
@@ -87,7 +79,13 @@ def _install(silo: Silo, member: Member, path: Path, given: str | None, as_json:
         given = typer.prompt("call the coordinator and type what it reads")
     if "".join(given.split()).lower() != known.replace(" ", ""):
         raise SettingError(f"--fingerprint {given} is not the answer's, {known}; the file was changed on its way")
-    kept = install(silo, answer, data, member)
+    member, changed = own(silo), pending(silo)
+    if changed is not None and answer.members().members.get(member.silo) == changed:
+        with only_one(silo.folder):
+            kept = install(silo, answer, data, changed)  # raises for another coordinator's, before a key is touched
+            take_over(silo)
+    else:
+        kept = install(silo, answer, data, member)
     _remember_server(silo, answer.address)
     facts = {
         "silo": member.silo,

@@ -7,7 +7,8 @@ import os
 import signal
 import time
 
-from client.commands.access import Json, SiloFolder, SiloWord, Words, console, folder_of, open_silo
+from client.commands.access import SiloFolder, SiloWord, Words, console, folder_of, open_silo
+from strategies.command import Json
 from strategies.errors import RunError
 
 _STOP_S = 30.0

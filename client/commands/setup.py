@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from client.commands.access import (
-    Json,
     OfficerWord,
     SiloFolder,
     SiloWord,
@@ -22,6 +21,7 @@ from client.commands.access import (
     read_study,
     simulated,
 )
+from strategies.command import Json
 from strategies.errors import DataError, SettingError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _SILO = """name = {name}
 server = ""                      # host:port of the coordinator, once there is one
 device = "auto"                  # auto, cpu, cuda, cuda:1
+# memory_fraction = 0.3          # of the GPU's memory, where several nodes share one
 
 [data.{root}]
 path = {path}

@@ -19,8 +19,12 @@ _SHARE = 0.5  # of free memory that one pass may take
 _UNKNOWN_BYTES = 2 * 2**30  # where the system does not tell
 
 
-def device_of(setting: str) -> torch.device:
-    """Return the device that a silo's setting names: `auto` is a GPU where there is one.
+def device_of(setting: str, memory_fraction: float = 1.0) -> torch.device:
+    """Return the device that a silo's setting names, its memory limited: `auto` is a GPU where there is one.
+
+    Args:
+        setting: of `silo.toml`.
+        memory_fraction: share of a GPU's memory that this process may take, so that several nodes can use one GPU.
 
     Raises:
         SettingError: there is no such device here.
@@ -35,6 +39,9 @@ def device_of(setting: str) -> torch.device:
         raise SettingError(
             f"device = {setting!r}: this machine shows {torch.cuda.device_count()} CUDA devices; write 'auto' or 'cpu'"
         )
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        torch.cuda.set_per_process_memory_fraction(memory_fraction, device)
     return device
 
 
@@ -43,12 +50,12 @@ def prepared(device: torch.device) -> str:
 
     One thread, unless OMP_NUM_THREADS says otherwise: work is then divided in one way whatever else is in a batch, so
     what a record adds depends on no other record to the last bit; and where a machine does other work too, two threads
-    of a small network were up to four times slower than one. Matrix products of norms and sums are kept from TF32,
-    whose 10 bits of mantissa no rounding margin covers.
+    of a small network were up to four times slower than one. Norms, sums and the states of a recurrence are kept from
+    TF32, whose 10 bits of mantissa no rounding margin covers.
     """
     keep_freed_memory()
     if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         return f"on {torch.cuda.get_device_name(device)}"
     if "OMP_NUM_THREADS" in os.environ:
         return f"on CPU with {torch.get_num_threads()} threads, as OMP_NUM_THREADS says"
@@ -108,10 +115,12 @@ def _row_bytes(model: nn.Module, x: torch.Tensor) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory that is free on a device, within the limit of the process's control group."""
+    """Return the memory that is free on a device, within this process's share of a GPU or its control group's limit."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+        free, total = torch.cuda.mem_get_info(device)
+        share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+        own = min(int(free + torch.cuda.memory_reserved(device)), share)
+        return max(0, own - int(torch.cuda.memory_allocated(device)))
     return min(_available(), _below_limit())
 
 

@@ -11,7 +11,7 @@ however many; a record whose gradient is not finite contributes zero.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from client.models.base import layout_of
 from client.training.device import rows_at_once
 from client.training.layers import Units
 from client.training.losses import RowLoss
-from client.training.passes import Plan, Rows, parts, plan_of, row_gradient
+from client.training.passes import Located, Plan, Rows, parts, plan_of, row_gradient
+from client.training.replay import Replay
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -35,14 +36,20 @@ _SHRINK = 1.0 - 2.0**-20  # rounding of a norm can never lift a unit above the c
 # row is no multiple of 16 bytes, on the row's place, through the alignment of its address (with period 4). Weights
 # that make outputs cancel blow that bit up until one unit's presence moves the clipped gradients of others. So
 # batches are filled up to whole tiles (`Plan.tile`), and where rows are not aligned each draws its place modulo 4 by
-# itself: what a row contributes then has no way to depend on the other rows.
+# itself: what a row contributes then has no way to depend on the other rows. A GPU chooses its kernels by shape, so
+# there every pass has the same number of rows.
 _LANES = 4
 _LEAST_AT_ONCE = 16
 _VALUES_AT_ONCE = 2**25  # of the gradients of rows, where a model needs them: 128 MiB
 
 
 def clipped_sum(
-    model: nn.Module, loss: RowLoss, batch: Batch, unit_of_row: NDArray[np.int64], clip_norm: float
+    model: nn.Module,
+    loss: RowLoss,
+    batch: Batch,
+    unit_of_row: NDArray[np.int64],
+    clip_norm: float,
+    rows_of_a_pass: int | None = None,
 ) -> torch.Tensor:
     """Return the sum over units of each unit's mean gradient, clipped to `clip_norm`.
 
@@ -52,6 +59,8 @@ def clipped_sum(
         batch: inputs (rows, ...) and targets (rows, ...), on the model's device; may have no row.
         unit_of_row: (rows,) unit of each row; any integers.
         clip_norm: L2 bound on each unit's contribution.
+        rows_of_a_pass: at most so many rows go through the model together, and on a GPU always so many; None: as many
+            as memory allows.
 
     Returns:
         (d,) float32, or float64 where the sum has several parts, in the order of the model's layout, on its device.
@@ -66,6 +75,8 @@ def clipped_sum(
     exact = len(counts) > _FLOAT32_UNITS or plan.parameters[0][0].dtype == torch.float64
     sum_type = torch.float64 if exact else torch.float32
     most = rows_at_once(model, x)
+    if rows_of_a_pass is not None:
+        most = min(most, rows_of_a_pass)
     if plan.obstacles:
         most = min(most, max(_LEAST_AT_ONCE, _VALUES_AT_ONCE // plan.layout.size))
     totals = [
@@ -77,6 +88,7 @@ def clipped_sum(
             (place_of_unit[rows] - units.start, counts[units]),
             clip_norm,
             sum_type,
+            most if x.is_cuda else plan.tile,
         )
         for rows, units in _portions(counts, most)
     ]
@@ -121,30 +133,62 @@ def _clipped(
     grouping: tuple[NDArray[np.int64], NDArray[np.int64]],
     clip_norm: float,
     sum_type: torch.dtype,
+    tile: int,
 ) -> torch.Tensor:
     (x, y), (place_N, counts_U) = batch, grouping
-    found = parts(model, plan, loss, _filled(x, y, place_N, counts_U, plan))
-    if not found:  # the loss depends on no parameter
-        return torch.zeros(plan.layout.size, dtype=sum_type, device=x.device)
-    squared_U = torch.stack([located.part.squared_norm() for located in found]).sum(dim=0, dtype=torch.float64)
-    norm_U = np.sqrt(squared_U.cpu().numpy())
-    sound_U = np.isfinite(norm_U)
-    factor_U = torch.from_numpy(np.where(sound_U, _factor(norm_U, clip_norm), 0.0)).to(x.device, sum_type)
-    total = torch.zeros(plan.layout.size, dtype=sum_type, device=x.device)
+    rows = _filled(x, y, place_N, counts_U, plan, tile)
+    if rows.x.is_cuda and rows.units.unit_N is None and not plan.obstacles:
+        total, sound = _replayed(model, plan, loss, rows, clip_norm, sum_type)
+        if sound:
+            return total
+    found, factor_U, sound_U = _clipped_parts(model, plan, loss, rows, clip_norm)
+    if bool(sound_U.all()):
+        return _weighted(found, plan, factor_U.to(sum_type))
+    kept = [Located(part=located.part.only(sound_U), slots=located.slots) for located in found]
+    total = _weighted(kept, plan, torch.where(sound_U, factor_U, 0.0).to(sum_type)).double()
+    return total + _one_by_one(model, plan, loss, batch, place_N, ~sound_U.cpu().numpy(), clip_norm)
+
+
+def _clipped_parts(
+    model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows, clip_norm: float
+) -> tuple[list[Located], torch.Tensor, torch.Tensor]:
+    """Return the gradients by unit, each unit's factor (float64), and whether its norm is a number."""
+    found = parts(model, plan, loss, rows)
+    squared = [located.part.squared_norm() for located in found] or [rows.x.new_zeros(rows.units.count)]
+    norm_U = torch.stack(squared).sum(dim=0, dtype=torch.float64).sqrt_()
+    return found, _factor(norm_U, clip_norm), norm_U.isfinite()
+
+
+def _replayed(
+    model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows, clip_norm: float, sum_type: torch.dtype
+) -> tuple[torch.Tensor, bool]:
+    """Return the clipped sum of units of one row, and whether all norms were numbers; else the sum is to be ignored."""
+
+    def work(x: torch.Tensor, y: torch.Tensor, weight_N: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        same = Rows(x=x, place=None, y=y, count=len(x), weight_N=weight_N, units=Units(count=len(x)))
+        found, factor_U, sound_U = _clipped_parts(model, plan, loss, same, clip_norm)
+        return _weighted(found, plan, factor_U.to(sum_type)), sound_U.all()
+
+    weight_N = rows.x.new_ones(len(rows.x)) if rows.weight_N is None else rows.weight_N
+    inputs = (rows.x, rows.y, weight_N)
+    places = tuple(parameter.data_ptr() for parameter, _ in plan.parameters)
+    key = (loss, clip_norm, sum_type, places, *((values.shape, values.dtype) for values in inputs))
+    total, sound = plan.replays.setdefault(key, Replay(work))(*inputs)
+    return total, bool(sound)  # a GPU is asked when all is on its way
+
+
+def _weighted(found: Sequence[Located], plan: Plan, factor_U: torch.Tensor) -> torch.Tensor:
+    """Return the sum over units of factor times gradient, (d,) in the type of the factors."""
+    total = torch.zeros(plan.layout.size, dtype=factor_U.dtype, device=factor_U.device)
     places = {slot.offset: part for slot, part in zip(plan.layout.slots, total.split(plan.sizes), strict=True)}
-    all_sound = bool(sound_U.all())
     for located in found:
-        part = located.part if all_sound else located.part.only(torch.from_numpy(sound_U).to(x.device))
-        part.write(factor_U, {name: places[slot.offset].view(slot.shape) for name, slot in located.slots.items()})
-    if all_sound:
-        return total
-    return total.double() + _one_by_one(model, plan, loss, batch, place_N, ~sound_U, clip_norm)
+        into = {name: places[slot.offset].view(slot.shape) for name, slot in located.slots.items()}
+        located.part.write(factor_U, into)
+    return total
 
 
-def _factor(norm: NDArray[np.float64], clip_norm: float) -> NDArray[np.float64]:
-    with np.errstate(invalid="ignore", over="ignore"):  # over a norm of zero
-        factor: NDArray[np.float64] = np.minimum(_SHRINK * clip_norm / np.maximum(norm, _TINY), 1.0)
-    return factor
+def _factor(norm_U: torch.Tensor, clip_norm: float) -> torch.Tensor:
+    return (_SHRINK * clip_norm / norm_U.clamp_min(_TINY)).clamp_max_(1.0)
 
 
 def _one_by_one(
@@ -167,7 +211,7 @@ def _one_by_one(
             gradient = torch.cat([by_name[slot.name].reshape(-1) for slot in plan.layout.slots]).double()
             if torch.isfinite(gradient).all():
                 mean += gradient / len(mine)
-        total += mean * float(_factor(torch.linalg.vector_norm(mean).cpu().numpy(), clip_norm))
+        total += mean * _factor(torch.linalg.vector_norm(mean), clip_norm)
     return total
 
 
@@ -194,24 +238,41 @@ def _or_zero(gradient: torch.Tensor | None, parameter: torch.Tensor) -> torch.Te
 
 
 def _filled(
-    x: torch.Tensor, y: torch.Tensor, place_N: NDArray[np.int64], counts_U: NDArray[np.int64], plan: Plan
+    x: torch.Tensor, y: torch.Tensor, place_N: NDArray[np.int64], counts_U: NDArray[np.int64], plan: Plan, tile: int
 ) -> Rows:
-    """Fill the batch up to whole tiles, and say which rows belong together."""
-    place = None if plan.aligned else torch.from_numpy(_places(_random_lanes(len(x)))).to(x.device)
-    last = len(x) if place is None else int(place.max()) + 1
-    whole = -(-last // plan.tile) * plan.tile
-    count, x, y = len(x), _spread(x, place, whole), _spread(y, place, whole)
-    if len(counts_U) == len(place_N):
-        return Rows(x=x, place=place, y=y, count=count, weight_N=None, units=Units(count=len(counts_U)))
-    rows_UR = np.full((len(counts_U), int(counts_U.max())), -1)
-    rows_UR[np.arange(rows_UR.shape[1]) < counts_U[:, None]] = np.arange(len(place_N))
-    units = Units(
-        count=len(counts_U),
-        unit_N=torch.from_numpy(place_N).to(x.device),
-        rows_UR=torch.from_numpy(rows_UR).to(x.device),
+    """Fill the batch up to whole tiles, and say which rows belong together.
+
+    On a GPU the rows that are no records stay to the end, with a unit of no weight: the shapes are the same throughout.
+    """
+    place = None if plan.aligned or x.is_cuda else torch.from_numpy(_places(_random_lanes(len(x))))
+    count = len(x)
+    last = count if place is None else int(place.max()) + 1
+    whole = -(-last // tile) * tile
+    kept = whole if x.is_cuda else count
+    x, y = _spread(x, place, whole), _spread(y, place, whole)
+    weight_N = np.zeros(kept, np.float32)
+    weight_N[:count] = 1.0 / counts_U[place_N]
+    if len(counts_U) == count:
+        units = Units(count=kept)
+    else:
+        unit_N = np.full(kept, len(counts_U))
+        unit_N[:count] = place_N
+        rows_UR = np.full((len(counts_U) + (kept > count), int(counts_U.max())), -1)
+        rows_UR[: len(counts_U)][np.arange(rows_UR.shape[1]) < counts_U[:, None]] = np.arange(count)
+        units = Units(
+            count=len(rows_UR),
+            unit_N=torch.from_numpy(unit_N).to(x.device),
+            rows_UR=torch.from_numpy(rows_UR).to(x.device),
+        )
+    plain = kept == count == len(counts_U)
+    return Rows(
+        x=x,
+        place=place,
+        y=y,
+        count=kept,
+        weight_N=None if plain else torch.from_numpy(weight_N).to(x.device),
+        units=units,
     )
-    weight_N = torch.from_numpy((1.0 / counts_U[place_N]).astype(np.float32)).to(x.device)
-    return Rows(x=x, place=place, y=y, count=count, weight_N=weight_N, units=units)
 
 
 def _spread(values: torch.Tensor, place: torch.Tensor | None, whole: int) -> torch.Tensor:

@@ -38,7 +38,7 @@ _MOST_KEPT = 2.0  # per-unit products take at most so many times the memory of w
 _ROUNDING = 2.0**-21  # of a Gram norm, against the norm without cancellation: four times float32's
 _ALIGNED = 4  # float32 values that fill 16 bytes
 _VANISHED = 2.0**-126  # squares below it may count as zero in float32, and another factor may be as large as 2^126
-_UNFOLDED_AT_ONCE = 2**18  # values: 1 MiB, which stays in the cache
+_UNFOLDED_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}  # values: 1 MiB, which stays in the cache; 64 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ class Scattered:
     """The gradients of a table of vectors of which each unit reads few.
 
     Args:
-        owner_K: unit of each of the K pairs of a unit and an entry that it reads.
+        owner_K: unit of each of the K pairs of a unit and an entry that it reads; some may be repeated with zeros.
         entry_K: the entry.
         values_KO: the gradient of that entry by that unit.
         count: number of units.
@@ -280,7 +280,7 @@ def _convolution(layer: Convolution, a: torch.Tensor, g: torch.Tensor, units: Un
     if layer.groups == 1 and not _kept(places, inputs, outputs, units):
         parts.append(_product("weight", _unfolded(layer, a, g.shape[2:])[:, 0].mT, g_NOS.mT, units))
         return parts
-    at_once = max(1, _UNFOLDED_AT_ONCE // (inputs * layer.groups * places))
+    at_once = max(1, _UNFOLDED_AT_ONCE[g.device.type] // (inputs * layer.groups * places))
     # Places of zeros as in `_whole`: groups lie one after the other in a row too.
     odd = any(places * values % _ALIGNED for values in (inputs, outputs // layer.groups))
     more = (0, -places % _ALIGNED if odd else 0)
@@ -322,27 +322,21 @@ def _embedding(layer: nn.Embedding, ids: torch.Tensor, g: torch.Tensor, units: U
     """(N, ...) and (N, ..., O)."""
     ids_NS, g_KO = ids.flatten(1), g.reshape(-1, g.shape[-1])
     rows = torch.arange(len(ids), device=ids.device) if units.unit_N is None else units.unit_N
-    pair_K = (rows[:, None] * layer.num_embeddings + ids_NS).flatten()
+    pair_K, order_K = (rows[:, None] * layer.num_embeddings + ids_NS).flatten().sort(stable=True)
     if layer.padding_idx is not None:
-        there_K = ids_NS.flatten() != layer.padding_idx
-        pair_K, g_KO = pair_K[there_K], g_KO[there_K]
-    pairs, which_K = torch.unique(pair_K, return_inverse=True)
-    values_KO = g_KO if len(pairs) == len(pair_K) and _sorted(which_K) else None
-    if values_KO is None:
-        values_KO = g_KO.new_zeros(len(pairs), g_KO.shape[1]).index_add_(0, which_K, g_KO)
+        g_KO = torch.where(ids_NS.flatten()[:, None] != layer.padding_idx, g_KO, 0)
+    # No shape depends on a value: there are as many places for pairs as reads, and those left over hold zeros.
+    which_K = F.pad(pair_K[1:] != pair_K[:-1], (1, 0)).cumsum(0)
+    pairs_K = torch.zeros_like(pair_K).scatter_(0, which_K, pair_K)
     return [
         Scattered(
             name="weight",
-            owner_K=torch.div(pairs, layer.num_embeddings, rounding_mode="floor"),
-            entry_K=pairs % layer.num_embeddings,
-            values_KO=values_KO,
+            owner_K=torch.div(pairs_K, layer.num_embeddings, rounding_mode="floor"),
+            entry_K=pairs_K % layer.num_embeddings,
+            values_KO=torch.zeros_like(g_KO).index_add_(0, which_K, g_KO[order_K]),
             count=units.count,
         )
     ]
-
-
-def _sorted(which_K: torch.Tensor) -> bool:
-    return bool((which_K[1:] > which_K[:-1]).all())
 
 
 def _layer_norm(layer: nn.LayerNorm, a: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:

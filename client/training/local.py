@@ -6,6 +6,7 @@ inside. Every planned step is taken, also on an empty sample, so their number de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -111,20 +112,27 @@ def gradients_of_steps(
 
     Arguments as in `train`; `device` is where the model lies.
     """
-    loss = row_loss(shape)
+    loss = row_loss(shape, device)
     secret = SecretRandom()
     source: _Source = secret if plan.private else _SeededRandom(plan.seed)
     rows = _Rows(part)
+    most = _rows_of_a_pass(plan)
     for _ in range(plan.steps):
         units = source.poisson_sample(part.units, plan.sampling_rate)
         chosen, unit_of_row = rows.of(units, plan.max_records_per_unit, source)
         batch = (part.x[chosen].to(device), part.y[chosen].to(device))
         if plan.private:
-            total = clipped_sum(model, loss, batch, unit_of_row, plan.clip_norm)
+            total = clipped_sum(model, loss, batch, unit_of_row, plan.clip_norm, most)
             total = add_noise(total, clip_norm=plan.clip_norm, noise_multiplier=plan.noise_multiplier, random=secret)
         else:
             total = mean_gradient(model, loss, batch, unit_of_row)
         yield total.div_(plan.expected_batch_size)
+
+
+def _rows_of_a_pass(plan: Plan) -> int:
+    """Return what nearly every step's sample has room in, whatever the records are: three deviations above its mean."""
+    rows = plan.max_records_per_unit * (plan.expected_batch_size + 3 * math.sqrt(plan.expected_batch_size))
+    return 32 * math.ceil(rows / 32)
 
 
 class _Rows:

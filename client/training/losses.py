@@ -12,11 +12,12 @@ from client.models.base import Shape, scaled
 RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # outputs and targets to (rows,)
 
 
-def row_loss(shape: Shape) -> RowLoss:
+def row_loss(shape: Shape, device: torch.device | None = None) -> RowLoss:
     """Return (outputs (rows, k), targets (rows,) or (rows, k)) to (rows,).
 
     Regression: half the squared error of the scaled target. Multilabel: the mean over labels of the binary cross
-    entropy. Classification: cross entropy, times the public weight of the row's class.
+    entropy. Classification: cross entropy, times the public weight of the row's class. The loss is for tensors on
+    `device`.
     """
     if shape.task == "regression":
         return lambda out, y: 0.5 * (out[:, 0] - scaled(y, shape.target_range)) ** 2
@@ -25,7 +26,7 @@ def row_loss(shape: Shape) -> RowLoss:
     plain = _binary_cross_entropy if shape.outputs == 1 else _cross_entropy
     if not shape.class_weights:
         return plain
-    weights = torch.tensor(shape.class_weights)
+    weights = torch.tensor(shape.class_weights, device=device)
     return lambda out, y: plain(out, y) * weights.to(out)[y.long()]
 
 

@@ -12,7 +12,7 @@ batch first) is differentiated row by row instead, and the log says why.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ from client.models.base import layout_of
 from client.training.device import autocast
 from client.training.layers import Explicit, Part, Units, has_closed_form, parts_of
 from client.training.losses import RowLoss
+from client.training.replay import Replay
 from strategies.layout import Layout, Slot
 
 log = logging.getLogger("fedsilo.training")
@@ -48,6 +49,7 @@ class Plan:
         aligned: whether every row of every matrix product is a multiple of 16 bytes.
         tile: rows that a batch is filled up to a multiple of.
         obstacles: why the layers do not tell all; not empty means row by row.
+        replays: recorded passes, by what they depend on.
     """
 
     parameters: tuple[tuple[nn.Parameter, bool], ...]
@@ -58,6 +60,7 @@ class Plan:
     aligned: bool
     tile: int
     obstacles: list[str] = field(default_factory=list)
+    replays: dict[Hashable, Replay] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from server.commands.shared import Json, ServerFolder, console
+from server.commands.shared import ServerFolder, console
+from strategies.command import Json
 from strategies.errors import RunError
 
 _STOP_S = 60.0

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.commands.shared import Json, ServerFolder, console
+from server.commands.shared import ServerFolder, console
+from strategies.command import Json
 from strategies.errors import SettingError
 
 if TYPE_CHECKING:
     from server.home import Home
-    from strategies.roster import Member
+    from strategies.roster import Roster
 
 
 def init(
@@ -73,52 +75,86 @@ def enrol(
         str | None, typer.Option(metavar="TEXT", help="What the silo reads by telephone; asked for if omitted.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the answer goes; beside the request if omitted.")] = None,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="The request is for new keys of a silo that is enrolled.")
+    ] = False,
     remove: Annotated[str | None, typer.Option(metavar="SILO", help="Take this silo off the roster instead.")] = None,
     reason: Annotated[str, typer.Option(help="Why a silo is removed; everybody can read it.")] = "left",
     as_json: Json = False,
 ) -> None:
-    """Add a silo to the roster and write the answer that it installs; or remove one.
+    """Add a silo to the roster and write the answer that it installs; or change its keys; or remove it.
 
     A running coordinator admits or refuses the silo's node at once.
     """
     from server.home import Home, now
 
     home = Home.open(server)
-    if (request is None) == (remove is None):
-        raise SettingError("give the REQUEST of one silo, or --remove SILO")
+    if (request is None) == (remove is None) or (rotate and remove is not None):
+        raise SettingError("give the REQUEST of one silo, with --rotate if it is for new keys, or --remove SILO")
     if remove is not None:
         with home.changing_roster() as roster:
             home.keep_roster(roster.remove(remove, reason, home.key(), now()))
         _say({"removed": remove, "roster": home.roster().hash}, as_json, f"silo {remove} is off the roster")
         return
     assert request is not None
-    member, data = _request(request)
-    known = _compared(member, data, fingerprint, quiet=as_json)
+    data = _read(request)
+    silo, changed = _rotating(data) if rotate else _adding(data)
+    known = _compared(silo, data, fingerprint, quiet=as_json)
     with home.changing_roster() as roster:
-        if roster.members.get(member.silo) != member:  # an answer may be asked for again
-            home.keep_roster(roster.add(member, home.key(), now()))
-    answer, path = _answer(home), out or request.with_name(f"{member.silo}.answer.json")
+        longer = changed(roster, home)
+        if longer is not roster:
+            home.keep_roster(longer)
+    answer, path = _answer(home), out or request.with_name(f"{silo}.answer.json")
     try:
         path.write_bytes(answer)
     except OSError as error:
         raise SettingError(f"--out {path} cannot be written: {error.strerror}") from None
     from strategies.enrolment import fingerprint as of
 
-    facts = {"silo": member.silo, "request": known, "answer": str(path), "fingerprint": of(answer)}
-    _say(facts, as_json, f"silo {member.silo} is enrolled; send it {path} and read to it: {facts['fingerprint']}")
+    facts = {"silo": silo, "request": known, "answer": str(path), "fingerprint": of(answer)}
+    _say(facts, as_json, f"silo {silo} is enrolled; send it {path} and read to it: {facts['fingerprint']}")
 
 
-def _request(path: Path) -> tuple[Member, bytes]:
-    from strategies.enrolment import read_request
-
+def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise SettingError(f"the request {path} cannot be read: {error.strerror}") from None
-    return read_request(data), data
 
 
-def _compared(member: Member, data: bytes, given: str | None, *, quiet: bool) -> str:
+_Change = Callable[["Roster", "Home"], "Roster"]  # an answer may be asked for again: then it returns what it was given
+
+
+def _adding(data: bytes) -> tuple[str, _Change]:
+    """Return the name of the silo that asks to be let in, and what letting it in does to the roster."""
+    from server.home import now
+    from strategies.enrolment import read_request
+
+    member = read_request(data)
+
+    def add(roster: Roster, home: Home) -> Roster:
+        same = roster.members.get(member.silo) == member
+        return roster if same else roster.add(member, home.key(), now())
+
+    return member.silo, add
+
+
+def _rotating(data: bytes) -> tuple[str, _Change]:
+    """Return the name of the silo that asks for new keys, and what they do to the roster."""
+    from server.home import now
+    from strategies.enrolment import read_handover
+
+    handover = read_handover(data)
+
+    def rotate(roster: Roster, home: Home) -> Roster:
+        found, wanted = roster.members.get(handover.silo), (handover.ledger_id, handover.ledger_key)
+        same = found is not None and (found.ledger_id, found.ledger_key) == wanted
+        return roster if same else roster.rotate(handover, home.key(), now())
+
+    return handover.silo, rotate
+
+
+def _compared(silo: str, data: bytes, given: str | None, *, quiet: bool) -> str:
     """Return the request's fingerprint once a person has compared it.
 
     Raises:
@@ -128,7 +164,7 @@ def _compared(member: Member, data: bytes, given: str | None, *, quiet: bool) ->
 
     known = fingerprint(data)
     shown = console(quiet=quiet)
-    shown.print(f"request of silo {member.silo}: {known}")
+    shown.print(f"request of silo {silo}: {known}")
     if given is None:
         if not sys.stdin.isatty():
             raise SettingError("--fingerprint is missing and this is no terminal to ask at; call the silo and compare")

@@ -11,7 +11,6 @@ from rich.console import Console
 ServerFolder = Annotated[
     Path | None, typer.Option("--server", metavar="DIR", help="The coordinator's folder; FEDSILO_SERVER if omitted.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object and nothing else.")]
 _WIDTH = 160  # where nobody looks, nothing needs to be folded
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from server.commands.shared import Json, ServerFolder, console
+from server.commands.shared import ServerFolder, console
+from strategies.command import Json
 from strategies.errors import FedsiloError, RunError, SettingError
 
 if TYPE_CHECKING:

@@ -13,11 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from strategies.command import not_built
+from strategies.command import Json, not_built
 from strategies.errors import SettingError, nearest
 
 app = typer.Typer(help="Measure what privacy costs on this machine.", no_args_is_help=True)
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object on stdout and nothing else.")]
 Laps = Annotated[int, typer.Option(min=1, help="How often each way takes its turn.")]
 Out = Annotated[Path, typer.Option(help="Folder for figures and picture.")]
 Lines = tuple[Sequence[str], Iterable[Sequence[str]]]  # of a table: its columns and rows
@@ -31,21 +30,27 @@ def training_command(
     batches: Annotated[
         list[int] | None, typer.Option("--batch", min=1, help="Rows of a step; may be repeated.")
     ] = None,
+    devices: Annotated[
+        list[str] | None, typer.Option("--device", help="cpu, cuda; may be repeated. Default: what is here.")
+    ] = None,
     laps: Laps = 9,
     out: Out = _OUT,
     as_json: Json = False,
 ) -> None:
     """Measure what a private training step costs beside an ordinary one, and beside other engines."""
+    from client.training.device import device_of
     from simulations.bench import training
     from simulations.bench.networks import networks
 
     wrong = [name for name in names or () if name not in networks()]
     if wrong:
         raise SettingError(f"--network {wrong[0]} is not allowed; {nearest(wrong[0], networks())}")
+    here = dict.fromkeys(device_of(name).type for name in devices or ("cpu", "auto"))
     console = Console(stderr=True, highlight=False, quiet=as_json)
     result = training.bench(
         names=names or tuple(networks()),
         batches=batches or (64, 256),
+        devices=tuple(here),
         laps=laps,
         tell=lambda text: console.print(text, style="dim"),
     )

@@ -114,10 +114,11 @@ class _unsynced:  # noqa: N801 - reads as a statement
         self._connection = ledger._book._file._connection
 
     def __enter__(self) -> None:
+        (self._before,) = self._connection.execute("PRAGMA synchronous").fetchone()
         self._connection.execute("PRAGMA synchronous = OFF")
 
     def __exit__(self, *_: object) -> None:
-        self._connection.execute("PRAGMA synchronous = EXTRA")
+        self._connection.execute(f"PRAGMA synchronous = {self._before}")
 
 
 class _bare:  # noqa: N801

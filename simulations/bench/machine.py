@@ -49,7 +49,7 @@ def in_turn(
     ways: Mapping[str, Callable[[], object]],
     *,
     laps: int,
-    steps: int,
+    steps: int | Mapping[str, int],
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time each way `steps` times a lap, lap by lap, so that a busy moment falls on all of them.
@@ -57,7 +57,7 @@ def in_turn(
     Args:
         ways: what to time, by name.
         laps: that count.
-        steps: of each way in a lap.
+        steps: of each way in a lap, or by way.
         clock: of seconds; `time.process_time` for what waits for nothing, on a machine that others use.
 
     Returns:
@@ -66,7 +66,8 @@ def in_turn(
     found: dict[str, list[float]] = {name: [] for name in ways}
     for lap in range(laps + 1):
         for name, step in ways.items():
-            seconds = [_timed(step, clock) for _ in range(steps)]
+            count = steps if isinstance(steps, int) else steps[name]
+            seconds = [_timed(step, clock) for _ in range(count)]
             if lap:
                 found[name].append(statistics.median(seconds))
     return found

@@ -13,7 +13,9 @@ import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from client.data.records import Part
 from client.models.base import flat_parameters
 from client.training import local
-from client.training.device import keep_freed_memory
+from client.training.device import autocast, keep_freed_memory
 from client.training.passes import plan_of
 from simulations.bench.machine import in_turn, machine, ratio
 from simulations.bench.networks import Network, networks
@@ -67,19 +69,21 @@ class Row:
     error: str | None = None
 
 
-def bench(*, names: Sequence[str], batches: Sequence[int], laps: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def bench(
+    *, names: Sequence[str], batches: Sequence[int], devices: Sequence[str], laps: int, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """Return `machine` and `rows`.
 
     Args:
         names: networks.
         batches: rows of a step.
+        devices: as a silo names them.
         laps: how often each way takes its turn.
         tell: is told what comes.
     """
     torch.set_num_threads(1)
     keep_freed_memory()
     facts = machine()
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     rows: list[Row] = []
     for device in devices:
         for name in names:
@@ -93,7 +97,7 @@ def _measured(name: str, batch: int, device: torch.device, laps: int) -> list[Ro
     network = networks()[name]
     ways: dict[str, Step] = {}
     rows: dict[str, Row] = {}
-    for engine, make in _ENGINES.items():
+    for engine, make in _engines(device).items():
         row = Row(network=name, batch=batch, engine=engine, device=device.type)
         try:
             step = make(network, batch, device)
@@ -102,7 +106,7 @@ def _measured(name: str, batch: int, device: torch.device, laps: int) -> list[Ro
             rows[engine] = Row(**asdict(row) | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]})
             continue
         ways[engine], rows[engine] = step, row
-    seconds = in_turn(ways, laps=laps, steps=_steps(ways["plain"]))
+    seconds = in_turn(ways, laps=laps, steps={engine: _steps(step) for engine, step in ways.items()})
     peaks = {engine: _peak_bytes(engine, name, batch, device) for engine in ways}
     plan = plan_of(network.ours(), network.batch(1)[0])
     fell_back = (*plan.by_differentiation, *plan.obstacles)
@@ -121,22 +125,26 @@ def _measured(name: str, batch: int, device: torch.device, laps: int) -> list[Ro
     return list(rows.values())
 
 
-def _steps(plain: Step) -> int:
+def _steps(way: Step) -> int:
     """Return how many steps make about a tenth of a second."""
-    (lap,) = in_turn({"plain": plain}, laps=1, steps=5)["plain"]
+    (lap,) = in_turn({"": way}, laps=1, steps=2)[""]
     return int(min(40, max(2, 0.1 / lap)))
 
 
 # --- engines ------------------------------------------------------------------------------------------------
 
 
-def _plain(network: Network, batch: int, device: torch.device) -> Step:
+def _plain(network: Network, batch: int, device: torch.device, *, lower: bool = False) -> Step:
+    """As torch comes; or on a GPU in bfloat16 where autocast chooses it, as ours is."""
     model, (x, y) = network.plain().to(device), _batch(network, batch, device)
     optimizer = torch.optim.SGD(model.parameters(), lr=_LR)
 
     def step() -> None:
+        torch.backends.cudnn.allow_tf32 = True
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        with autocast(device) if lower else nullcontext():
+            out = model(x)
+        F.cross_entropy(out.float(), y).backward()
         optimizer.step()
         _wait(device)
 
@@ -166,6 +174,7 @@ def _fedsilo(network: Network, batch: int, device: torch.device) -> Step:
     optimizer, grad = torch.optim.SGD([weight], lr=_LR), weight.grad
 
     def step() -> None:
+        torch.backends.cudnn.allow_tf32 = False  # as `device.prepared` sets it
         grad.copy_(next(gradients))
         optimizer.step()
         _wait(device)
@@ -238,6 +247,11 @@ _ENGINES: dict[str, Callable[[Network, int, torch.device], Step]] = {
     "opacus-ew": _opacus("ew"),
     "vmap": _vmap,
 }
+_GPU_ENGINES = {"plain-bf16": partial(_plain, lower=True)}
+
+
+def _engines(device: torch.device) -> dict[str, Callable[[Network, int, torch.device], Step]]:
+    return _ENGINES | _GPU_ENGINES if device.type == "cuda" else _ENGINES
 
 
 def _batch(network: Network, rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -272,7 +286,7 @@ def _peak_bytes(engine: str, name: str, batch: int, device: torch.device) -> int
 
 
 def _peak_on_gpu(engine: str, name: str, batch: int, device: torch.device) -> int:
-    step = _ENGINES[engine](networks()[name], batch, device)
+    step = _engines(device)[engine](networks()[name], batch, device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     for _ in range(_MEMORY_STEPS):

@@ -91,7 +91,7 @@ class DataRoot:
         Raises:
             AccountingError: the cost cannot be had.
         """
-        together = merge((*spent, *planned))
+        together = (*spent, *planned)
         if self.gate == "preregistered":
             return covers(self.slots, together)
         if math.isinf(self.epsilon):

@@ -34,5 +34,5 @@ class Account:
 
     def merged(self) -> tuple[Event, ...]:
         """Return all events, equal ones added up; its length does not grow with the number of rounds."""
-        steps = self._steps.items()
-        return merge((*(Gaussian(noise_multiplier=s, sampling_rate=q, steps=t) for (s, q), t in steps), *self._others))
+        steps = sorted(self._steps.items())  # in the order of `merge`
+        return (*[Gaussian(noise_multiplier=s, sampling_rate=q, steps=t) for (s, q), t in steps if t], *self._others)

@@ -64,6 +64,7 @@ class Chain:
         self.root_of: dict[tuple[str, int], str] = {}
         self.keys = {pins.ledger_key}
         self.gaps: list[tuple[int, int]] = []
+        self.hidden: list[tuple[int, int]] = []  # first and last position of lines that an extract does not show
         self._hashes: dict[int, str] = {}
         self._trusted = False  # whether receipts in entries were checked before
         self._strays: dict[str, Head] = {}  # heads of this ledger that are not on this chain, by hash
@@ -72,8 +73,13 @@ class Chain:
 
     @property
     def entries(self) -> int:
-        """Number of lines."""
-        return len(self._hashes)
+        """Number of lines that are shown."""
+        return len(self._hashes) - len(self.hidden)
+
+    @property
+    def unseen(self) -> int:
+        """Number of lines that are not shown."""
+        return sum(last - first + 1 for first, last in self.hidden)
 
     def spent(self) -> dict[str, tuple[Event, ...]]:
         """Return merged events by data root."""
@@ -99,7 +105,14 @@ class Chain:
         """
         if head.ledger_id != self.pins.ledger_id:
             raise VerificationError("the head is of another ledger")
+        if head.seq not in self._hashes and any(first <= head.seq <= last for first, last in self.hidden):
+            return False  # nothing is known of that position
         return self._hashes.get(head.seq) != head.hash and head.hash not in self._strays
+
+    def contradicts(self, other: Chain) -> int | None:
+        """Return the first position at which another reading of this ledger has another line, or None."""
+        shared = self._hashes.keys() & other._hashes.keys()
+        return min((seq for seq in shared if self._hashes[seq] != other._hashes[seq]), default=None)
 
     # --- one more entry -------------------------------------------------------------------------------------
 
@@ -123,7 +136,19 @@ class Chain:
         if entry.seq > self.seq + 1:
             self.gaps.append((self.seq + 1, entry.seq - 1))
         self.seq, self.hash, self.time, self.policy = entry.seq, signed.hash, entry.time, entry.policy
-        self._hashes[entry.seq] = signed.hash
+        self._hashes[entry.seq] = self.hash
+
+    def skip(self, first: int, last: int, digest: str) -> None:
+        """Go over lines that are not shown; the next one that is must name the hash of the last of them.
+
+        Raises:
+            ChainError: they may not stand here.
+        """
+        if self.seq == 0 or first != self.seq + 1 or last < first or self.frozen is not None:
+            raise ChainError(self.seq + 1, "lines that are not shown cannot stand here")
+        self.hidden.append((first, last))
+        self.seq, self.hash = last, digest
+        self._hashes[last] = digest
 
     def check_last(self, signed: Signed) -> None:
         """Check the signatures of the last entry, by which the hash links cover all before it.
@@ -281,7 +306,7 @@ class Chain:
         strays = self._strays | self._own_heads(entry)
         adopt = read_spent(entry.body["adopt"])
         accounts = {name: account.merged() for name, account in self.accounts.items()}
-        for head in strays.values():
+        for head in strays.values() if not self.hidden else ():  # what hidden lines had spent is not known here
             for name, events in head.spent.items():
                 if not covers((*accounts.get(name, ()), *adopt.get(name, ())), events):
                     raise ChainError(

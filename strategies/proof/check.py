@@ -12,6 +12,7 @@ from typing import Any
 
 from strategies.proof.check_heads import check_equivocation, check_list, check_receipts
 from strategies.proof.check_ledger import check_ledger, check_statement, compare_statement
+from strategies.proof.check_outcomes import check_outcomes
 from strategies.proof.check_run import REPORT, check_run
 from strategies.proof.findings import Findings
 from strategies.proof.trust import Trust
@@ -62,6 +63,8 @@ def _check_file(
         check_receipts(name, data, found)
     elif kind == "list":
         check_list(name, data, found)
+    elif kind == "outcomes":
+        check_outcomes(name, data, found)
     elif kind == "equivocation":
         check_equivocation(name, data, found)
     elif kind == "statement":
@@ -77,7 +80,8 @@ def _check_file(
 
 
 def kind_of(name: str, data: bytes) -> str | None:
-    """Return what a file is, by its form: ledger, receipts, list, equivocation, statement, report, study or policy."""
+    """Return what a file is, by its form: ledger, receipts, outcomes, list, equivocation, statement, report, study or
+    policy."""
     if name.endswith(".toml"):
         return "policy" if name.endswith("policy.toml") else "study"
     value = _json(data)
@@ -94,6 +98,7 @@ def kind_of(name: str, data: bytes) -> str | None:
     if not isinstance(first, dict):
         return None
     lines = {("entry", "signatures"): "ledger", ("head", "signature", "witness"): "receipts"}
+    lines |= {("key", "outcome", "signature"): "outcomes"}
     return lines.get(tuple(sorted(first)))
 
 

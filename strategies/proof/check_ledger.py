@@ -8,14 +8,16 @@ from collections.abc import Sequence
 
 from strategies.errors import FedsiloError, VerificationError
 from strategies.privacy.accountant import epsilon, epsilon_at_order
-from strategies.privacy.dataroot import covers
-from strategies.privacy.events import merge
+from strategies.privacy.budget import Budget
+from strategies.privacy.dataroot import DataRoot, covers
+from strategies.privacy.events import Event, merge
 from strategies.proof.chain import Chain, ChainError, Pins
 from strategies.proof.entries import read
+from strategies.proof.extract import read_extract
 from strategies.proof.findings import Findings, Ledger
 from strategies.proof.trust import Trust
-from strategies.proof.verdict import lines_of, read_chain
-from strategies.statement import SignedStatement, Statement, read_statement
+from strategies.proof.verdict import lines_of
+from strategies.statement import BudgetStatement, SignedStatement, Statement, read_statement
 
 
 def check_ledger(file: str, data: bytes, trust: Trust, found: Findings, *, whole: bool = True) -> Ledger | None:
@@ -30,16 +32,22 @@ def check_ledger(file: str, data: bytes, trust: Trust, found: Findings, *, whole
     """
     try:
         lines = lines_of(data)
-        chain = read_chain(lines, _pins_of(lines, trust))
+        chain = read_extract(lines, _pins_of(lines, trust))
     except ChainError as error:
         found.fail(file, error.reason, error.seq)
         return None
     except VerificationError as error:
         found.fail(file, str(error))
         return None
-    ledger = Ledger(file=file, lines=lines, chain=chain, whole=whole)
+    whole = whole and not chain.hidden
+    ledger = Ledger(file=file, lines=lines, digest=hashlib.sha256(data).hexdigest(), chain=chain, whole=whole)
     found.ledgers.append(ledger)
     found.checked.append(f"{file}: ledger of {chain.silo}, {chain.entries} entries, every link and signature holds")
+    if chain.hidden:
+        found.note(
+            f"{file}: {chain.unseen} entries of other runs are not shown; that nothing else stands there, and the sum "
+            "to date, rest on the silo's signature"
+        )
     for run, round in chain.open_rounds():
         found.open_reserves.append({"file": file, "silo": chain.silo, "run": run, "round": round})
     for start, end in chain.gaps:
@@ -48,7 +56,7 @@ def check_ledger(file: str, data: bytes, trust: Trust, found: Findings, *, whole
         found.note(f"{file}: the ledger is frozen: {chain.frozen}")
     if chain.durability == "process":
         found.note("a ledger of durability 'process' (a simulated silo) does not survive a loss of power")
-    for name in chain.accounts:
+    for name in chain.accounts if not chain.hidden else ():  # else the statement says what was spent
         _root_row(ledger, name, found)
     return ledger
 
@@ -74,7 +82,12 @@ def _root_row(ledger: Ledger, name: str, found: Findings) -> None:
     if account.root is None:
         found.note(f"{ledger.file}: '{name}' was adopted by a restore and is not registered again")
         return
-    root, events = account.root, account.merged()
+    _append_row(ledger, account.root, account.merged(), found, rests_on="ledger")
+
+
+def _append_row(ledger: Ledger, root: DataRoot, events: tuple[Event, ...], found: Findings, *, rests_on: str) -> None:
+    """Add what was spent to date: of all lines of a ledger, or as its statement has it where lines are not shown."""
+    name = root.name
     try:
         value, spent = epsilon(events, root.delta), root.spent(events)
     except FedsiloError as error:
@@ -84,6 +97,7 @@ def _root_row(ledger: Ledger, name: str, found: Findings) -> None:
         "file": ledger.file,
         "silo": ledger.chain.silo,
         "ledger_id": ledger.chain.pins.ledger_id,
+        "rests_on": rests_on,
         "data_root": name,
         "unit": root.unit,
         "neighbouring": "add-or-remove-one",
@@ -138,21 +152,20 @@ def _at_the_gate(stated: Statement) -> float:
 
 def compare_statement(file: str, signed: SignedStatement, ledger: Ledger, found: Findings) -> None:
     """Compare a statement with its ledger, up to the line that it names."""
-    stated = signed.statement
-    hashes = [hashlib.sha256(line).hexdigest() for line in ledger.lines]
-    if stated.hash not in hashes:
+    stated, chain = signed.statement, _up_to(ledger, signed.statement.hash)
+    if chain is None:
         found.fail(file, f"the ledger {ledger.file} does not have the line that the statement names", stated.seq)
         return
-    chain = ledger.chain
-    if stated.hash != chain.hash:
-        chain = read_chain(ledger.lines[: hashes.index(stated.hash) + 1], chain.pins)
+    if not ledger.whole:
+        sentence = f"it signs other lines of the ledger than {ledger.file} has"
+        found.require(stated.extract == ledger.digest, file, sentence, stated.seq)
     account = chain.accounts.get(stated.data_root)
     if account is None or account.root is None:
         found.fail(file, f"the ledger does not know data root '{stated.data_root}'")
         return
-    root, budget = account.root, stated.budget
+    root, seen = account.root, account.merged()
     here = merge(event for run, events in account.reserved if run == stated.run for event in events)
-    registered = (root.unit, root.delta, root.gate, root.order)
+    to_date = covers(stated.to_date, seen) if chain.hidden else stated.to_date == seen
     for holds, sentence in (
         (signed.key in chain.keys, "it is not signed by a key of its ledger"),
         (stated.seq == chain.seq, "its position is another in the ledger"),
@@ -161,12 +174,33 @@ def compare_statement(file: str, signed: SignedStatement, ledger: Ledger, found:
         (stated.policy == chain.policy, "its policy is not the one in force at that line of the ledger"),
         ((stated.first, stated.last) == _span(chain, stated.run), "the run's entries stand elsewhere in the ledger"),
         (stated.events == here, "the ledger has other events of the run"),
-        (stated.to_date == account.merged(), "the ledger has other events of the data root"),
-        ((stated.unit, budget.delta, budget.gate, budget.order) == registered, "the data root is registered otherwise"),
-        ((budget.epsilon or math.inf) <= root.epsilon, "its budget is more than the registered one"),
+        (to_date, "the ledger has other events of the data root"),
+        (stated.unit == root.unit, "the data root is registered with another unit"),
+        (_allowed(stated.budget, root), "its budget is neither the registered one nor a smaller one of a policy"),
         (stated.neighbouring == "add-or-remove-one", "its neighbouring relation is another"),
     ):
         found.require(holds, file, sentence, stated.seq)
+    if chain.hidden:
+        _append_row(ledger, root, stated.to_date, found, rests_on="statement")
+
+
+def _up_to(ledger: Ledger, digest: str) -> Chain | None:
+    """Return the chain up to a line, or None where there is no such line."""
+    if digest == ledger.chain.hash:
+        return ledger.chain
+    hashes = [hashlib.sha256(line).hexdigest() for line in ledger.lines]
+    if digest not in hashes:
+        return None
+    return read_extract(ledger.lines[: hashes.index(digest) + 1], ledger.chain.pins)
+
+
+def _allowed(budget: BudgetStatement, root: DataRoot) -> bool:
+    """Return whether a stated budget is the registered one, or what a stricter policy makes of it."""
+    epsilon = math.inf if budget.epsilon is None else budget.epsilon
+    if epsilon == root.epsilon:
+        return (budget.delta, budget.gate, budget.order) == (root.delta, root.gate, root.order)
+    order = Budget(epsilon=epsilon, delta=budget.delta).order
+    return epsilon < root.epsilon and (budget.gate, budget.order) == ("rdp", order)
 
 
 def _span(chain: Chain, run: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +20,16 @@ from strategies.privacy.dataroot import covers
 from strategies.privacy.events import Event, from_json, merge
 from strategies.proof.check_heads import check_equivocation, check_receipts
 from strategies.proof.check_ledger import check_ledger, check_statement, compare_statement
-from strategies.proof.entries import read, read_events
+from strategies.proof.check_outcomes import check_run_outcomes
+from strategies.proof.entries import read_events
+from strategies.proof.extract import entries
 from strategies.proof.findings import ABSOLUTE, RELATIVE, Findings, Ledger
 from strategies.proof.seal import NAME, read_seal
 from strategies.proof.trust import Trust
 from strategies.statement import SignedStatement
 
 _NEEDED = (NAME, "study.toml", "manifest.json", "report.json")
-_READ = (*_NEEDED, "metrics.jsonl", "receipts.jsonl")
+_READ = (*_NEEDED, "metrics.jsonl", "receipts.jsonl", "outcomes.jsonl")
 REPORT = "fedsilo-report/1"
 
 
@@ -142,13 +144,15 @@ def _statements(run: _Run, trust: Trust, found: Findings) -> None:
         compare_statement(run.name(name), statement, ledger, found)
         _agreement(run, ledger, found)
     _receipts(run, ledgers, found)
+    _outcomes(run, ledgers, found)
+    _spent_to_date(run, signed, found)
     _silos_of_the_report(run, signed, found)
     _lines(run, ledgers, found)
 
 
 def _agreement(run: _Run, ledger: Ledger, found: Findings) -> None:
     """Every reservation of this run cites the agreement of the folder."""
-    for entry in (read(line).entry for line in ledger.lines):
+    for entry in entries(ledger.lines):
         if entry.kind == "reserve" and entry.run == run.manifest.run:
             holds = entry.manifest == run.manifest.digest()
             found.require(holds, ledger.file, "the reservation cites another agreement", entry.seq)
@@ -173,6 +177,32 @@ def _receipts(run: _Run, ledgers: Mapping[str, Ledger], found: Findings) -> None
         ]
         for seq in late[:1]:
             found.fail(ledger.file, f"a witness has kept a head at position {seq}; the ledger ends before it", seq)
+
+
+def _outcomes(run: _Run, ledgers: Mapping[str, Ledger], found: Findings) -> None:
+    """The records lead from one model to the next, and in a complete run to the model of the report."""
+    file, about = run.name("outcomes.jsonl"), run.report.get("run", {})
+    records = check_run_outcomes(file, run.files.get("outcomes.jsonl", b""), run.manifest, ledgers, found)
+    if about.get("status") == "complete" and run.report.get("rounds"):
+        whole = len(records) == len(run.report["rounds"])
+        if found.require(whole, file, "it has not one record for each round of the report"):
+            same = records[-1].outcome.after == about.get("model_out")
+            found.require(same, file, "the last record ends with another model than the report")
+
+
+def _spent_to_date(run: _Run, signed: Mapping[str, SignedStatement], found: Findings) -> None:
+    """No statement says less than a head of its ledger had said before, and at one position both say the same."""
+    heads = [head.head for where, head in found.heads if where == run.name("receipts.jsonl")]
+    for silo, statement in signed.items():
+        stated, file = statement.statement, run.name(f"statements/{silo}.json")
+        for head in heads:
+            if head.ledger_id != stated.ledger_id or head.seq > stated.seq:
+                continue
+            events = head.spent.get(stated.data_root, ())
+            holds = covers(stated.to_date, events) and (head.seq < stated.seq or events == stated.to_date)
+            sentence = f"it states another sum to date than the ledger's head at position {head.seq}, which it signed"
+            if not found.require(holds, file, sentence, head.seq):
+                break
 
 
 # --- report and lines ---------------------------------------------------------------------------------------
@@ -256,8 +286,8 @@ def _lines(run: _Run, ledgers: Mapping[str, Ledger], found: Findings) -> None:
 
 
 def _by_round(ledger: Ledger, run: str) -> dict[int, tuple[Event, ...]]:
-    entries: Sequence[Any] = [read(line).entry for line in ledger.lines]
-    return {e.round: read_events(e.body["events"]) for e in entries if e.kind == "reserve" and e.run == run}
+    own = (entry for entry in entries(ledger.lines) if entry.kind == "reserve" and entry.run == run)
+    return {entry.round: read_events(entry.body["events"]) for entry in own}
 
 
 def _at_least(stated: float | None, least: float) -> bool:

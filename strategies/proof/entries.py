@@ -28,7 +28,7 @@ from strategies.proof.canonical import dump, exact, load, read_exact
 VERSION = 1
 ZERO = "0" * 64  # what stands before the first entry
 _DOMAIN = b"fedsilo/ledger/1\0"
-_HEX32, _HEX64, _HEX128 = (re.compile(rf"[0-9a-f]{{{n}}}") for n in (32, 64, 128))
+_HEX = {digits: re.compile(rf"[0-9a-f]{{{digits}}}") for digits in (32, 64, 128)}
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
 _PREFIX, _MIDDLE = b'{"entry":', b',"signatures":'
 
@@ -174,8 +174,7 @@ def public_hex(key: Ed25519PrivateKey) -> str:
 
 def is_hex(value: Any, digits: int = 64) -> bool:
     """Return whether `value` is a text of 32, 64 or 128 lower-case hex digits."""
-    pattern = {32: _HEX32, 64: _HEX64, 128: _HEX128}[digits]
-    return type(value) is str and pattern.fullmatch(value) is not None
+    return type(value) is str and _HEX[digits].fullmatch(value) is not None
 
 
 def _check(entry: Entry, signatures: Mapping[str, Any]) -> None:
@@ -206,8 +205,9 @@ def _check(entry: Entry, signatures: Mapping[str, Any]) -> None:
         form = form and (entry.data_root != "") == (entry.kind == "data_root")
     if not form:
         raise VerificationError(f"a field of the {entry.kind} entry has a value that it cannot have")
-    if signatures.keys() != signers(entry) or not all(is_hex(value, 128) for value in signatures.values()):
-        raise VerificationError(f"the {entry.kind} entry is not signed by {', '.join(sorted(signers(entry)))}")
+    roles = signers(entry)
+    if signatures.keys() != roles or not all(is_hex(value, 128) for value in signatures.values()):
+        raise VerificationError(f"the {entry.kind} entry is not signed by {', '.join(sorted(roles))}")
     _check_body(entry)
 
 

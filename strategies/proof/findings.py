@@ -12,6 +12,7 @@ from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import Event
 from strategies.proof.chain import Chain
 from strategies.proof.heads import SignedHead, equivocation
+from strategies.proof.outcomes import SignedOutcome, fork
 
 ABSOLUTE, RELATIVE = 5e-4, 2e-3  # by how much two versions of the accountant may differ
 TOLERANCE = f"{RELATIVE:.1%} or {ABSOLUTE}, whichever is more"
@@ -33,12 +34,14 @@ class Ledger:
     Args:
         file: where it was read.
         lines: its lines.
+        digest: SHA-256 of the file.
         chain: what they add up to.
-        whole: False for an extract, which ends where a statement was made.
+        whole: False for what stands beside a statement and ends where that was made.
     """
 
     file: str
     lines: Sequence[bytes]
+    digest: str
     chain: Chain
     whole: bool
 
@@ -66,6 +69,7 @@ class Findings:
     ledgers: list[Ledger] = field(default_factory=list)
     heads: list[tuple[str, SignedHead]] = field(default_factory=list)
     equivocations: list[dict[str, Any]] = field(default_factory=list)
+    outcomes: list[tuple[str, SignedOutcome]] = field(default_factory=list)
 
     def fail(self, file: str, sentence: str, seq: int | None = None) -> None:
         """Record what does not hold."""
@@ -99,7 +103,8 @@ class Findings:
         self.require(near(stated, value), file, f"{what} is stated as {shown}; its events give {value}")
 
     def cross_check(self) -> None:
-        """Compare all heads and lines of one ledger with each other."""
+        """Compare all heads and lines of one ledger, and all records of one round, with each other."""
+        self._one_story()
         first: dict[tuple[str, int], tuple[str, SignedHead]] = {}
         for file, head in self.heads:
             where, other = first.setdefault((head.head.ledger_id, head.head.seq), (file, head))
@@ -107,6 +112,14 @@ class Findings:
                 self._twice(head.head.ledger_id, head.head.seq, where, file)
         for ledger in self.ledgers:
             self._against(ledger)
+
+    def _one_story(self) -> None:
+        two = fork(record for _, record in self.outcomes)
+        if two is not None:
+            files = [file for file, record in self.outcomes if record in two]
+            said = two[0].outcome
+            sentence = f"coordinator {two[0].key[:12]} has signed two records of round {said.round} of run {said.run}"
+            self.fail(files[-1], f"{sentence} (the other: {files[0]})")
 
     def _against(self, ledger: Ledger) -> None:
         """Compare one ledger with every head and with every other ledger of the same identity."""
@@ -122,8 +135,12 @@ class Findings:
                 self.fail(ledger.file, sentence, place.seq)
         for other in self.ledgers:
             place = other.chain.head()
-            if other is not ledger and place.ledger_id == identity and place.seq <= chain.seq and chain.is_stray(place):
+            if other is ledger or place.ledger_id != identity:
+                continue
+            if place.seq <= chain.seq and chain.is_stray(place):
                 self._twice(identity, place.seq, other.file, ledger.file)
+            elif other.chain.hidden and (seq := chain.contradicts(other.chain)) is not None:
+                self._twice(identity, seq, other.file, ledger.file)
 
     def _twice(self, ledger_id: str, seq: int, first: str, second: str) -> None:
         row = {"ledger_id": ledger_id, "seq": seq, "files": [first, second]}

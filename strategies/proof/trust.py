@@ -50,7 +50,7 @@ def read_trust(data: bytes) -> Trust:
         value = None
     if value is None or (isinstance(value, dict) and value.keys() == {"entry", "signature"}):
         roster = read_roster(data)
-        members = (*roster.members.values(), *roster.left)
+        members = (*roster.past, *roster.members.values())
         ledgers = {member.ledger_id: member.pins(roster.witnesses(ever=True)) for member in members}
         return Trust(pinned=True, coordinators=frozenset({roster.key}), ledgers=ledgers)
     if not isinstance(value, dict):

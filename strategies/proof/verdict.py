@@ -13,7 +13,7 @@ from strategies.errors import VerificationError
 from strategies.privacy.dataroot import DataRoot
 from strategies.privacy.events import Event
 from strategies.proof.chain import Chain, ChainError, Pins
-from strategies.proof.entries import Signed, read
+from strategies.proof.entries import read
 from strategies.proof.heads import Equivocation, Head, Receipt, SignedHead, equivocation
 
 
@@ -53,36 +53,6 @@ class Verdict:
         return self.problem is None
 
 
-def read_chain(lines: Iterable[bytes], pins: Pins, *, all_signatures: bool = True) -> Chain:
-    """Check all lines of a ledger, without their line ends, and return the chain.
-
-    Args:
-        lines: canonical signed entries in order.
-        pins: what is known of the ledger.
-        all_signatures: False checks of the ledger key's signatures only the last, which covers all by the hash links.
-
-    Raises:
-        ChainError: with the first position that does not hold.
-    """
-    chain = Chain(pins)
-    _extend(chain, lines, all_signatures)
-    return chain
-
-
-def _extend(chain: Chain, lines: Iterable[bytes], all_signatures: bool) -> None:
-    last: Signed | None = None
-    for line in lines:
-        try:
-            last = read(line)
-        except VerificationError as error:
-            raise ChainError(chain.seq + 1, str(error)) from None
-        chain.extend(last, all_signatures=all_signatures)
-    if last is None and chain.seq == 0:
-        raise ChainError(1, "the ledger is empty")
-    if last is not None and not all_signatures:
-        chain.check_last(last)
-
-
 def verify_chain(lines: Iterable[bytes], pins: Pins, *, receipts: Sequence[Receipt] = ()) -> Verdict:
     """Check a whole ledger, and that it contains every head that others have kept of it.
 
@@ -93,7 +63,7 @@ def verify_chain(lines: Iterable[bytes], pins: Pins, *, receipts: Sequence[Recei
     """
     chain, problem, bad = Chain(pins), None, None
     try:
-        _extend(chain, lines, True)
+        _extend(chain, lines)
         problem, bad = _missing(chain, receipts)
     except ChainError as error:
         problem, bad = error.reason, error.seq
@@ -110,6 +80,17 @@ def verify_chain(lines: Iterable[bytes], pins: Pins, *, receipts: Sequence[Recei
         gaps=tuple(chain.gaps),
         equivocations=_contradictions(chain, receipts),
     )
+
+
+def _extend(chain: Chain, lines: Iterable[bytes]) -> None:
+    for line in lines:
+        try:
+            signed = read(line)
+        except VerificationError as error:
+            raise ChainError(chain.seq + 1, str(error)) from None
+        chain.extend(signed)
+    if chain.seq == 0:
+        raise ChainError(1, "the ledger is empty")
 
 
 def _contradictions(chain: Chain, receipts: Sequence[Receipt]) -> tuple[Equivocation, ...]:

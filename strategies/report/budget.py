@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from strategies.manifest import CODE_VERSION
+from strategies.manifest import CODE_VERSION, Manifest
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.dataroot import DataRoot
 from strategies.privacy.events import Event, merge, to_json
@@ -21,7 +21,7 @@ from strategies.proof.chain import Pins
 from strategies.proof.entries import OF_A_ROUND, Entry, read, read_events, read_spent
 from strategies.proof.verdict import Verdict, verify_chain
 from strategies.report import declared
-from strategies.report.guarantee import finite, gate_share, guarantee, odds, part_of_total, tier
+from strategies.report.guarantee import finite, gate_fixed, gate_share, guarantee, odds, part_of_total, tier
 from strategies.report.numbers import delta_text, percent, privacy, thin
 
 FORMAT = "fedsilo-budget/1"
@@ -29,21 +29,23 @@ _STEPS = 12  # points of the curve of the spent budget
 _MOST_ROUNDS = 10_000  # that a forecast looks ahead
 
 
-def budget_facts(lines: Sequence[bytes], pins: Pins) -> dict[str, Any]:
+def budget_facts(lines: Sequence[bytes], pins: Pins, manifests: Iterable[Manifest] = ()) -> dict[str, Any]:
     """Return the facts as plain values.
 
     Args:
         lines: the ledger's signed lines in order, without line ends, as `Ledger.export` gives them.
         pins: what is known of the ledger from outside it.
+        manifests: agreements that the silo has kept; one counts where a reservation of the ledger cites its digest.
 
     Raises:
         AccountingError: a number cannot be computed.
     """
+    studies = {manifest.digest(): manifest.study for manifest in manifests}
     verdict = verify_chain(lines, pins)
     entries = [read(line).entry for line in lines[: verdict.entries]]
     reserved = _reserved(entries)
     roots = [
-        _root(verdict.roots[name], [one for one in reserved if one.root == name], entries)
+        _root(verdict.roots[name], [one for one in reserved if one.root == name], entries, studies)
         for name in verdict.events
         if name in verdict.roots
     ]
@@ -65,6 +67,8 @@ def budget_facts(lines: Sequence[bytes], pins: Pins) -> dict[str, Any]:
         "unprotected": [
             "that the silo took part, in which runs and rounds, and when its replies were sent",
             "that it refused, and one word of a fixed list why",
+            "the names of all its data roots, and what was released on each to date: they stand in the ledger's signed "
+            "head, which goes to the coordinator and the other silos of a run with every reply",
             "the studies' schemas: names, bounds and categories of the columns",
         ],
         "support": declared.SUPPORT,
@@ -127,7 +131,9 @@ def _events(reserved: Iterable[_Reserved]) -> tuple[Event, ...]:
 # --- a data root ------------------------------------------------------------------------------------------------
 
 
-def _root(root: DataRoot, reserved: Sequence[_Reserved], entries: Sequence[Entry]) -> dict[str, Any]:
+def _root(
+    root: DataRoot, reserved: Sequence[_Reserved], entries: Sequence[Entry], studies: Mapping[str, str]
+) -> dict[str, Any]:
     registered = next(entry for entry in entries if entry.kind == "data_root" and entry.data_root == root.name)
     everything = _events(reserved)
     spent = root.spent(everything)
@@ -144,7 +150,7 @@ def _root(root: DataRoot, reserved: Sequence[_Reserved], entries: Sequence[Entry
         "limit": {"epsilon": finite(root.epsilon), "odds": odds(root.epsilon)},
         "numbers": guarantee(everything, root.delta),
         "mechanisms": [to_json(event) for event in everything],
-        "runs": _runs(root, reserved),
+        "runs": _runs(root, reserved, studies),
         "growth": _growth(root, reserved),
         "steps": _steps(root, reserved),
         "forecast": _forecast(root, reserved, everything),
@@ -161,8 +167,11 @@ def _spent(root: DataRoot, reserved: Sequence[_Reserved], spent: float) -> dict[
     committed = root.spent(_events(one for one in reserved if one.left))
     bounded = math.isfinite(spent) and math.isfinite(root.epsilon)
     left, all_of_it = (gate_share(value, root.epsilon, root.delta, root.order or None) for value in (committed, spent))
+    fixed = round(gate_fixed(root.delta, root.order or None), 4)
     return {
         "epsilon_gate": finite(spent),
+        "fixed": fixed,
+        "beyond": finite(round(root.epsilon - fixed, 4)),
         "committed": left if bounded else None,
         "reserved": max(0.0, all_of_it - left) if bounded else None,
         "free": max(0.0, 1.0 - all_of_it) if bounded else None,
@@ -171,7 +180,7 @@ def _spent(root: DataRoot, reserved: Sequence[_Reserved], spent: float) -> dict[
     }
 
 
-def _runs(root: DataRoot, reserved: Sequence[_Reserved]) -> list[dict[str, Any]]:
+def _runs(root: DataRoot, reserved: Sequence[_Reserved], studies: Mapping[str, str]) -> list[dict[str, Any]]:
     together, found = Account(), []
     for run in dict.fromkeys(one.run for one in reserved):
         own = [one for one in reserved if one.run == run]
@@ -188,6 +197,7 @@ def _runs(root: DataRoot, reserved: Sequence[_Reserved]) -> list[dict[str, Any]]
                 "began": own[0].entry.time,
                 "last": own[-1].entry.time,
                 "manifest": own[0].entry.manifest,
+                "study": studies.get(own[0].entry.manifest),
                 "mechanisms": [to_json(event) for event in events],
                 "epsilon": finite(epsilon(events, root.delta)),
                 "epsilon_to_date": finite(epsilon(together.merged(), root.delta)),

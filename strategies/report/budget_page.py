@@ -141,7 +141,7 @@ def _claim(claim: Facts, roots: list[Facts]) -> dict[str, Any]:
         "one_in": one_in(claim["delta"]),
         "odds": percent(claim["odds"]),
         "budget": "none" if limit is None else f"ε = {privacy(limit)}",
-        "free": "test data: no limit is set" if free is None else f"{percent_left(free)} of it free",
+        "free": "test data: no limit is set" if free is None else f"{percent_left(free)} free, as the gate counts",
         "tier": claim["tier"],
         "range": f"{_TIERS[claim['tier']]}"
         + (f"; the budget is {claim['tier_of_the_budget']}" if claim["tier_of_the_budget"] else ""),
@@ -168,13 +168,27 @@ def _root(root: Facts, number: int) -> dict[str, Any]:
     }
 
 
+def _gate_note(root: Facts) -> str:
+    """Why an epsilon near the budget need not mean that the budget is nearly spent."""
+    budget, spent = root["budget"], root["spent"]
+    if budget["order"] is None:
+        return "by the plan"
+    if not spent["share"]:
+        return f"at order {budget['order']:g}"
+    return (
+        f"at order {budget['order']:g}; {privacy(spent['fixed'])} of it is paid by the first release and by no later "
+        f"one, and of the {privacy(spent['beyond'])} that the budget has beyond that, {percent(spent['share'])} "
+        "is spent"
+    )
+
+
 def _numbers(root: Facts) -> list[dict[str, str]]:
     numbers, spent, delta = root["numbers"], root["spent"], root["budget"]["delta"]
     at = f"at δ = {delta_text(delta)}, per {root['unit']}, add or remove one"
     rows = [
         _row("ε by PLD", privacy(numbers["epsilon_pld"]), at),
         _row("ε by RDP", privacy(numbers["epsilon_rdp"]), "at the best order: the second opinion"),
-        _row("ε as the gate counts", privacy(spent["epsilon_gate"]), "at the gate's one order, or by the plan"),
+        _row("ε as the gate counts", privacy(spent["epsilon_gate"]), _gate_note(root)),
         _row("ε without amplification", privacy(numbers["epsilon_without_amplification"]), "as if nobody were sampled"),
         _row("ε for replacing one", privacy(numbers["epsilon_replace_one"]), "one unit exchanged for another, by PLD"),
         _row("ε by PRV", NOTHING, "not computed here; the tests compare PLD with Opacus' PRV accountant"),
@@ -208,9 +222,11 @@ def _runs(root: Facts, identity: str) -> dict[str, Any]:
     return {
         "id": f"table-{identity}-runs",
         "label": f"Runs on {root['name']}",
-        "caption": f"Every run on these records, in the order of its first reservation. Every ε is {at}, by PLD.",
+        "caption": f"Every run on these records, in the order of its first reservation. Every ε is {at}, by PLD. A "
+        "study goes by the first digits of its SHA-256, the name of the file in approved/.",
         "columns": [
             ("Run", ""),
+            ("Study", "SHA-256"),
             ("Began", ""),
             ("Entries", ""),
             ("Reserved", "rounds"),
@@ -223,6 +239,7 @@ def _runs(root: Facts, identity: str) -> dict[str, Any]:
         "rows": [
             [
                 _run(run["run"]),
+                (run["study"] or NOTHING)[:8],
                 minute(run["began"]),
                 f"{run['seq'][0]} to {run['seq'][1]}",
                 run["rounds"],

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 BUDGET = """\
-{% from "parts" import head, number, figure, pairs, lines, grid, sign %}
-{{ head("Privacy budget report: " ~ silo, style) }}
-<body>
-<a class="skip" href="#claim">Skip to the claim</a>
-<header>
-<p class="over">Privacy budget report</p>
-<h1>{{ silo or "a ledger that cannot be read" }}</h1>
-<ul class="facts">
+{% from "parts" import top, alarmed, unclaimed, told, limits, figure, pairs, lines, grid, sign %}
+{% set named = silo or "a ledger that cannot be read" %}
+{% call top("Privacy budget report: " ~ silo, "Privacy budget report", named, notes, style) %}
 <li>Ledger: <strong>{{ "verified" if ledger.verified else "does not verify" }}</strong></li>
 {% if as_of %}<li>As of entry <strong>{{ ledger.last }}</strong>, <strong>{{ as_of }}</strong></li>{% endif %}
 <li>Data roots: <strong>{{ roots|length }}</strong></li>
 <li>Runs: <strong>{{ runs }}</strong></li>
-</ul>
-</header>
-<main>
-{% for note in notes %}
-<p class="note">{{ note }}</p>
-{% endfor %}
+{% endcall %}
 {% if alarm %}
-<section class="alarm" id="claim" aria-labelledby="h-claim">
-<h2 id="h-claim">{{ alarm.title }}</h2>
-{% for sentence in alarm.sentences %}
-<p>{{ sentence }}</p>
-{% endfor %}
-</section>
+{{ alarmed(alarm) }}
 {% elif not claims %}
-<section class="claim" id="claim" aria-labelledby="h-claim">
-<h2 id="h-claim">No claim</h2>
-<p>No data root is registered, so nothing can have been released.</p>
-</section>
+{{ unclaimed("No data root is registered, so nothing can have been released.") }}
 {% endif %}
 {% for claim in claims %}
 <section class="claim"{% if loop.first %} id="claim"{% endif %} aria-labelledby="h-claim-{{ loop.index }}">
@@ -47,21 +29,10 @@ BUDGET = """\
 <div><dt>Tier</dt><dd class="big tier-{{ claim.tier }}">{{ claim.tier }}</dd>
 <dd class="small">{{ claim.range }}</dd></div>
 </dl>
-{% for sentence in claim.sentences %}
-<p{% if loop.first %} class="plain"{% endif %}>{{ sentence }}</p>
-{% endfor %}
+{{ told(claim.sentences) }}
 </section>
 {% endfor %}
-<div class="cols">
-<div>
-<h2 class="minor">What is not covered</h2>
-{{ lines(not_covered) }}
-</div>
-<div>
-<h2 class="minor">What would void the claim</h2>
-{{ lines(void) }}
-</div>
-</div>
+{{ limits(not_covered, void) }}
 <nav aria-label="Sections of this page"><ul>
 {% for root in roots %}<li><a href="#{{ root.id }}">{{ root.name }}</a></li>{% endfor %}
 <li><a href="#ledger">Ledger</a></li><li><a href="#trust">Trust and mechanism</a></li>

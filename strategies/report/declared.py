@@ -86,7 +86,10 @@ def trust(mechanism: Mechanism, *, masked: bool) -> list[tuple[str, str]]:
         ("Setting", _SETTING[mechanism]),
         ("The silo is trusted", "with its records, its keys, and to run this code"),
         ("The server sees", f"{seen}{',' if central else ';'} {duty}"),
-        ("Other silos see", "the model after each round, which is made of what the server sees"),
+        (
+            "Other silos see",
+            "the model after each round, which is made of what the server sees, and where each silo's ledger stands",
+        ),
         ("The public sees", "the final model and this page, if they are published; no more than the server"),
     ]
 

@@ -67,6 +67,11 @@ def guarantee(events: Iterable[Event], delta: float) -> dict[str, Any]:
     }
 
 
+def gate_fixed(delta: float, order: float | None) -> float:
+    """Return the part of a gate's epsilon that the first release pays and no later one; 0 without an order."""
+    return math.log1p(-1 / order) - math.log(delta * order) / (order - 1) if order and order > 1 else 0.0
+
+
 def gate_share(spent: float, budget: float, delta: float, order: float | None) -> float:
     """Return the part of a budget that is spent, in the measure in which releases add up; above 1 when over-spent.
 
@@ -83,7 +88,7 @@ def gate_share(spent: float, budget: float, delta: float, order: float | None) -
     """
     if spent <= 0:
         return 0.0
-    fixed = math.log1p(-1 / order) - math.log(delta * order) / (order - 1) if order and order > 1 else 0.0
+    fixed = gate_fixed(delta, order)
     most = budget - fixed
     return max(0.0, spent - fixed) / most if most > 0 else math.inf
 

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 RUN = """\
-{% from "parts" import head, number, figure, pairs, lines, grid, sign %}
-{{ head("Privacy report: " ~ run.study, style) }}
-<body>
-<a class="skip" href="#claim">Skip to the claim</a>
-<header>
-<p class="over">Privacy report</p>
-<h1>{{ run.study }}</h1>
-<ul class="facts">
+{% from "parts" import top, alarmed, unclaimed, told, limits, number, figure, pairs, lines, grid, sign %}
+{% call top("Privacy report: " ~ run.study, "Privacy report", run.study, notes, style) %}
 <li>Status: <strong>{{ run.status }}</strong></li>
 <li>Finished: <strong><time datetime="{{ run.finished }}">{{ finished }}</time></strong></li>
 <li>Rounds: <strong>{{ run.rounds_done }} of {{ run.rounds_planned }}</strong></li>
 <li>Silos: <strong>{{ silos|length }}</strong></li>
 {% if simulation %}<li><strong>Simulation</strong></li>{% endif %}
-</ul>
-</header>
-<main>
-{% for note in notes %}
-<p class="note">{{ note }}</p>
-{% endfor %}
+{% endcall %}
 {% if claim %}
 <section class="claim" id="claim" aria-labelledby="h-claim">
 <h2 id="h-claim">The claim</h2>
@@ -35,35 +24,14 @@ RUN = """\
 <div><dt>Tier</dt><dd class="big tier-{{ claim.tier }}">{{ claim.tier }}</dd>
 <dd class="small">{{ claim.range }}</dd></div>
 </dl>
-{% for sentence in claim.sentences %}
-<p{% if loop.first %} class="plain"{% endif %}>{{ sentence }}</p>
-{% endfor %}
+{{ told(claim.sentences) }}
 </section>
 {% elif alarm %}
-<section class="alarm" id="claim" aria-labelledby="h-claim">
-<h2 id="h-claim">{{ alarm.title }}</h2>
-{% for sentence in alarm.sentences %}
-<p>{{ sentence }}</p>
-{% endfor %}
-</section>
+{{ alarmed(alarm) }}
 {% else %}
-<section class="claim" id="claim" aria-labelledby="h-claim">
-<h2 id="h-claim">No claim</h2>
-<p>No round was finished, so there is nothing yet that a claim could speak of.</p>
-</section>
+{{ unclaimed("No round was finished, so there is nothing yet that a claim could speak of.") }}
 {% endif %}
-<div class="cols">
-<div>
-<h2 class="minor">What is not covered</h2>
-{{ lines(not_covered) }}
-</div>
-{% if void %}
-<div>
-<h2 class="minor">What would void the claim</h2>
-{{ lines(void) }}
-</div>
-{% endif %}
-</div>
+{{ limits(not_covered, void) }}
 <nav aria-label="Sections of this page"><ul>
 <li><a href="#silos">Silos</a></li><li><a href="#rounds">Rounds</a></li><li><a href="#attack">What it allows</a></li>
 <li><a href="#mechanism">Mechanism</a></li>
@@ -267,11 +235,7 @@ organisation has agreed to it.</p>
 
 <section id="reading" aria-labelledby="h-reading">
 <h2 id="h-reading">How to read this page</h2>
-<ul>
-{% for line in reading %}
-<li>{{ line }}</li>
-{% endfor %}
-</ul>
+{{ lines(reading) }}
 {{ sign() }}
 </section>
 </main>

@@ -191,7 +191,8 @@ def ledger_rows(silos: Sequence[SiloEntry]) -> dict[str, Any]:
         "id": "",
         "label": "Ledgers of the silos",
         "caption": "Where each silo's own ledger stood when it stated the run: entries of the run, head, ledger. Whole "
-        "hashes stand in report.json.",
+        "hashes stand in report.json. The run's folder has the ledger's entries of this run, each with its signature; "
+        "those of other runs are not given to a coordinator, so what was spent to date rests on the silo's signature.",
         "columns": [("Silo", ""), ("Data root", ""), ("Entries", ""), ("Head at", ""), ("Head", ""), ("Ledger", "")],
         "rows": rows,
     }

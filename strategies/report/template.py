@@ -51,6 +51,55 @@ PARTS = """\
 <style>{{ style|safe }}</style>
 </head>
 {% endmacro %}
+{% macro top(title, kind, name, notes, style) %}
+{{ head(title, style) }}
+<body>
+<a class="skip" href="#claim">Skip to the claim</a>
+<header>
+<p class="over">{{ kind }}</p>
+<h1>{{ name }}</h1>
+<ul class="facts">
+{{ caller() }}
+</ul>
+</header>
+<main>
+{% for note in notes %}
+<p class="note">{{ note }}</p>
+{% endfor %}
+{% endmacro %}
+{% macro alarmed(alarm) %}
+<section class="alarm" id="claim" aria-labelledby="h-claim">
+<h2 id="h-claim">{{ alarm.title }}</h2>
+{% for sentence in alarm.sentences %}
+<p>{{ sentence }}</p>
+{% endfor %}
+</section>
+{% endmacro %}
+{% macro unclaimed(why) %}
+<section class="claim" id="claim" aria-labelledby="h-claim">
+<h2 id="h-claim">No claim</h2>
+<p>{{ why }}</p>
+</section>
+{% endmacro %}
+{% macro told(sentences) %}
+{% for sentence in sentences %}
+<p{% if loop.first %} class="plain"{% endif %}>{{ sentence }}</p>
+{% endfor %}
+{% endmacro %}
+{% macro limits(not_covered, void) %}
+<div class="cols">
+<div>
+<h2 class="minor">What is not covered</h2>
+{{ lines(not_covered) }}
+</div>
+{% if void %}
+<div>
+<h2 class="minor">What would void the claim</h2>
+{{ lines(void) }}
+</div>
+{% endif %}
+</div>
+{% endmacro %}
 {% macro number(cell) %}<td class="num">{{ cell }}</td>{% endmacro %}
 {% macro figure(chart, where, called="") %}
 {% if chart.body %}
