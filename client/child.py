@@ -82,6 +82,7 @@ class Child:
                 self._read(deadline)
                 self._ready = True
             write_frame(self._to, header, body)
+            del body  # the worker has it; a large model is not held here while it is trained
             return self._read(deadline)
         except (Killed, EOFError, OSError):
             self.kill()

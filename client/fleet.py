@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import httpx
@@ -26,7 +27,7 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import Message as MessageProto
-from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.inflatable.inflatable_object import (
@@ -55,7 +56,6 @@ from client.trust import trust_of
 
 HEARTBEAT_S = 10.0  # the shortest that Flower allows; a node that is gone counts as such after two
 _TIMEOUT_S = 60.0
-_OBJECT_WAIT_S = 120.0
 T = TypeVar("T")
 
 
@@ -89,6 +89,15 @@ class RunFacts:
     config: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _CutOff:
+    """What of a reply is still to be sent, and in which of Flower's sessions; `objects` shrinks as they are stored."""
+
+    message: str = ""
+    session: str = ""
+    objects: set[str] = field(default_factory=set)
+
+
 class Connection:
     """One node's connection.
 
@@ -107,6 +116,7 @@ class Connection:
             timeout=_TIMEOUT_S,
         )
         self._node = Node()
+        self._cut_off = _CutOff()
 
     def close(self) -> None:
         """Close the sockets."""
@@ -140,15 +150,31 @@ class Connection:
             return None
         return message_from_proto(found.messages_list[0]), found.message_object_trees[0]
 
-    def content(self, message: Message, tree: ObjectTree) -> Message:
-        """Return a pulled message with its content."""
+    def content(self, message: Message, tree: ObjectTree, stopping: Callable[[], bool]) -> Message:
+        """Return a pulled message with its content, which may still be on its way: a large model takes long.
+
+        Args:
+            message: as it was pulled.
+            tree: of its objects.
+            stopping: whether to give up.
+
+        Raises:
+            Unreachable, TurnedAway: it is not to be had, or not before nobody waits for an answer any more.
+        """
         facts = message.metadata
-        fetch = make_pull_object_fn_protobuf(lambda r: _once(self._client.PullObject, r), self._node, facts.run_id)
+
+        def ask(request: PullObjectRequest) -> Any:
+            if stopping():
+                raise Unreachable("the node stops")
+            return _once(self._client.PullObject, request)
+
+        fetch = make_pull_object_fn_protobuf(ask, self._node, facts.run_id)
         try:
             objects = pull_objects(
                 [each.object_id for each in iterate_object_tree(tree)],
                 fetch,
-                max_time=_OBJECT_WAIT_S,
+                max_time=facts.created_at + facts.ttl - time.time(),
+                max_tries_per_object=None,
                 initial_backoff=0.05,
                 backoff_cap=1.0,
             )
@@ -173,7 +199,11 @@ class Connection:
         return RunFacts(bundle=hashlib.sha256(bundle).hexdigest(), config=config)
 
     def push(self, reply: Message) -> None:
-        """Send a reply with its objects."""
+        """Send a reply with its objects; of one that was cut off, those that are missing.
+
+        Raises:
+            Unreachable, TurnedAway: it did not work.
+        """
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             request = PushMessagesRequest(
@@ -183,11 +213,20 @@ class Connection:
                 clientapp_runtime_list=[0.0],
             )
             answer = _once(self._client.PushMessages, request)
+            session, wanted = answer.session_id, set(answer.objects_to_push)
+            if not wanted and self._cut_off.message == reply.object_id:  # taken before; its session lacks the rest
+                session, wanted = self._cut_off.session, self._cut_off.objects
+            self._cut_off = _CutOff(message=reply.object_id, session=session, objects=wanted)
             send = make_push_object_fn_protobuf(
-                lambda r: _once(self._client.PushObject, r), self._node, reply.metadata.run_id, answer.session_id
+                lambda r: _once(self._client.PushObject, r), self._node, reply.metadata.run_id, session
             )
+
+            def noted(name: str, content: bytes) -> None:
+                send(name, content)
+                wanted.discard(name)
+
             try:
-                push_objects(get_all_nested_objects(reply), send, object_ids_to_push=set(answer.objects_to_push))
+                push_objects(get_all_nested_objects(reply), noted, object_ids_to_push=set(wanted))
             except ObjectPushError:
                 raise TurnedAway(0, "ObjectPushError: the run has ended") from None
 

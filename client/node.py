@@ -179,7 +179,7 @@ class Node:
     def _fetched(self, connection: Connection, message: Message, tree: Any) -> Task:
         """Return a message with its content, on disk before the coordinator is told that it has arrived."""
         known = self._know(connection, message.metadata.run_id)
-        whole = connection.content(message, tree)
+        whole = connection.content(message, tree, self._stop.is_set)
         task = Task(message=whole, config=dict(known.config), sealed=_sealed(whole))
         self._keep(task)
         connection.confirm(whole)
@@ -215,10 +215,7 @@ class Node:
         self._say("working", run=facts.run_id, group=facts.group_id, kind=facts.message_type)
         try:
             self._admit(task, again=again)
-            answer = self._child.call(
-                {"node": facts.dst_node_id, "config": task.config}, to_bytes(task.message), max(0.0, task.left_s)
-            )
-            reply, outcome = from_bytes(answer), "answered"
+            reply, outcome = from_bytes(self._child.call(*self._handed_on(task), max(0.0, task.left_s))), "answered"
         except _AnsweredError:
             self._log(logging.WARNING, f"message {facts.message_id[:12]} came again: the same bytes answer")
             reply = from_bytes((self._folder / "last.bin").read_bytes())
@@ -236,6 +233,12 @@ class Node:
         replace_file(self._folder / "outbox.bin", to_bytes(reply))
         self._send(connection, reply)
         self._idle_since = time.monotonic()
+
+    def _handed_on(self, task: Task) -> tuple[dict[str, Any], bytes]:
+        """Return what the worker gets of a task, which keeps no content here: it may be a large model."""
+        header, body = {"node": task.message.metadata.dst_node_id, "config": task.config}, to_bytes(task.message)
+        task.message.content.clear()
+        return header, body
 
     def _admit(self, task: Task, *, again: bool) -> None:
         """Raise unless the coordinator has signed this message for this silo, and it is new.
@@ -289,7 +292,8 @@ class Node:
 
     def _keep(self, task: Task) -> None:
         header = json.dumps({"config": task.config}).encode()
-        replace_file(self._folder / "inbox.bin", len(header).to_bytes(8, "big") + header + to_bytes(task.message))
+        length = len(header).to_bytes(8, "big")
+        replace_file(self._folder / "inbox.bin", length, header, to_bytes(task.message))
 
     def _kept(self) -> Task | None:
         data = (self._folder / "inbox.bin").read_bytes()

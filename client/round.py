@@ -219,8 +219,8 @@ def _train_one(job: Job) -> Result:
             raise
         job.silo.log(logging.WARNING, f"run {job.manifest.run[:8]} round {job.round}: counts as no update: {error}")
         after = job.weights
-    before = torch.from_numpy(np.array(job.weights))
-    contribution = study.strategy.update(before, torch.from_numpy(np.array(after)), job.aux)
+    before, moved = (torch.from_numpy(np.require(vector, requirements="W")) for vector in (job.weights, after))
+    contribution = study.strategy.update(before, moved, job.aux)
     if study.silo_level:
         contribution = replace(contribution, update=released(np.asarray(contribution.update), study))
     return Result(contribution=contribution, counts=seen.counts)

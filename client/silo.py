@@ -255,13 +255,13 @@ class RunState:
         return self.folder / f"reply-{round:06d}.bin"
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file as a whole, durably, readable by its owner alone."""
+def replace_file(path: Path, *parts: bytes) -> None:
+    """Replace a file as a whole by these bytes, durably, readable by its owner alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -59,9 +59,8 @@ def main() -> None:
     frames = _frames(source)
     write_frame(target, {})
     while True:
-        header, body = frames.get()
         PASSPHRASE.set(bytes.fromhex(word) if word is not None else None)
-        write_frame(target, {}, _answer(app, header, body))
+        write_frame(target, {}, _answer(app, *frames.get()))
 
 
 def _frames(source: BinaryIO) -> SimpleQueue[tuple[dict[str, Any], bytes]]:
@@ -85,6 +84,7 @@ def _answer(app: Any, header: dict[str, Any], body: bytes) -> bytes:
     from client.fleet import from_bytes, to_bytes
 
     message = from_bytes(body)
+    del body  # a large model is not held twice while it is trained
     context = Context(
         run_id=message.metadata.run_id,
         node_id=header["node"],

@@ -78,15 +78,15 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = Tr
     """
     study.total_events()  # an epsilon that cannot be kept is told here, and not by silos that refuse
     shape = Shape.of_study(study)
-    module = build(study.model, shape, study.file.study.seed)
-    layout = layout_of(module)
-    initial = _initial_weights(study, weights_of(module), layout)
+    initial, layout = _initial_weights(study, shape)
+    began_with = _sha256(initial)
     evaluate = _evaluator(study, shape, Path(test)) if test else None
     key = coordinator_key(out / FOLDER)
     if resume:
         taken = take_up(grid, study, layout, Path(resume), key)
     else:
         taken = _begin(grid, study, layout, out, Progress(state=study.strategy.start(initial)))
+    del initial  # of a large model, one copy less for the rest of the run
     roster, folder, progress, begun = taken.roster, taken.folder, taken.progress, taken.begun
     log.info("run folder %s", folder.path, extra={"folder": folder.path})
     status = "interrupted"
@@ -111,7 +111,7 @@ def run_study(grid: Grid, study: Study, *, out: Path, test: str, page: bool = Tr
         for silo, proof in roster.witness.proofs.items():
             folder.record_equivocation(silo, proof)
         facts = _facts(study, roster, progress, statements, status, taken.started)
-        facts["run"] |= {"model_in": _sha256(initial), "model_out": _sha256(progress.state.weights)}
+        facts["run"] |= {"model_in": began_with, "model_out": _sha256(progress.state.weights)}
         folder.record_report(facts, page=page or status != "complete")
     return folder.path
 
@@ -130,14 +130,16 @@ def _begin(grid: Grid, study: Study, layout: Layout, out: Path, progress: Progre
     return Taken(roster=roster, folder=folder, progress=progress, begun=(), started=started)
 
 
-def _initial_weights(study: Study, seeded: Vector, layout: Layout) -> Vector:
-    """Return the weights that the study starts from: of the file that it names, or those of its seed."""
+def _initial_weights(study: Study, shape: Shape) -> tuple[Vector, Layout]:
+    """Return the weights that the study starts from, of its file or of its seed, and their layout."""
+    module = build(study.model, shape, study.file.study.seed)
+    layout = layout_of(module)
     initial, sha256 = study.file.model.initial, study.file.model.initial_sha256
     if initial is None:
-        return seeded
+        return weights_of(module), layout
     if sha256 is None:
         raise SettingError("model.initial_sha256 is missing: the initial model is part of the study; add its SHA-256")
-    return read_weights(Path(initial), layout, sha256=sha256)
+    return read_weights(Path(initial), layout, sha256=sha256), layout
 
 
 def _facts(

@@ -19,6 +19,7 @@ from strategies import wire
 from strategies.errors import ProtocolError
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.01, 1.0
+_OF_WAITING = 0.15  # between two looks for replies: what looking late adds to an exchange, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def ask(grid: Grid, requests: Mapping[int, wire.Instruction], *, group: str, tim
     Replies are matched by the message that they answer, never by who claims to have sent them.
     """
     nodes = list(requests)
-    messages = [
+    messages = (  # made one by one and kept by nobody here: each holds the whole model
         Message(
             wire.to_record(requests[node]),
             dst_node_id=node,
@@ -83,22 +84,23 @@ def ask(grid: Grid, requests: Mapping[int, wire.Instruction], *, group: str, tim
             ttl=timeout_s,
         )
         for node in nodes
-    ]
+    )
     pending = dict(zip(grid.push_messages(messages), nodes, strict=True))
     replies: dict[int, wire.Reply] = {}
     digests: dict[int, str] = {}
-    deadline = time.monotonic() + timeout_s
-    wait_s = _FIRST_WAIT_S
+    began = time.monotonic()
+    deadline = began + timeout_s
     while pending:
         for message in grid.pull_messages(list(pending)):
             node = pending.pop(message.metadata.reply_to_message_id, None)
             reply = _decode(message)
             if node is not None and reply is not None:
                 replies[node], digests[node] = reply, wire.digest(message.content)
-        if not pending or time.monotonic() >= deadline:
+        now = time.monotonic()
+        if not pending or now >= deadline:
             break
-        time.sleep(min(wait_s, max(0.0, deadline - time.monotonic())))
-        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+        wait_s = min(_LONGEST_WAIT_S, max(_FIRST_WAIT_S, _OF_WAITING * (now - began)))
+        time.sleep(min(wait_s, deadline - now))
     silent = tuple(node for node in nodes if node not in replies)
     return Answers(replies=replies, silent=silent, digests=digests)
 

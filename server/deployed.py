@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from server.envelopes import SignedGrid
 from server.home import Home
 from server.journal import FIELDS, Journal
+from server.superlink import bound_pulls
 from strategies.errors import FedsiloError
 
 MARK = "FEDSILO_COORDINATOR"  # set by `up` for its own processes alone
@@ -39,6 +40,7 @@ def deployed(grid: Grid, run: int) -> Iterator[Grid]:
     handler, log = _Follower(journal), logging.getLogger("fedsilo.server")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    bound_pulls()
     try:
         yield SignedGrid(grid, home.roster(), home.key())
         journal.write("complete")

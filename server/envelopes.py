@@ -20,11 +20,13 @@ from flwr.supercore.run import Run
 
 from server.superlink import point_of
 from strategies.envelope import Answer, Instruction, digest, open_envelope, seal
-from strategies.errors import ProtocolError
+from strategies.errors import ProtocolError, SettingError
 from strategies.roster import Member, Roster
 from strategies.sealed import attach, envelope_of, payload_hash
 
 log = logging.getLogger("fedsilo.server")
+
+_LARGEST_BYTES = 2**31 - 2**20  # protobuf, as which a silo keeps a message, ends at 2 GiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +86,15 @@ class SignedGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        asked, sent = [], list(messages)
-        for message in sent:
+        ids = []
+        for message in messages:
             facts, member = message.metadata, self._members[message.metadata.dst_node_id]
+            size_bytes = _size_bytes(message.content)
+            if size_bytes > _LARGEST_BYTES:
+                raise SettingError(
+                    f"a message of {size_bytes:,} bytes is not allowed in a deployment: a model and what its strategy "
+                    f"broadcasts may take {_LARGEST_BYTES:,}; choose a smaller model.name"
+                )
             instruction = Instruction(
                 run=str(self.run.run_id),
                 silo=member.silo,
@@ -98,14 +106,16 @@ class SignedGrid(Grid):
             )
             sealed = seal(instruction, self._key)
             attach(message.content, sealed, self._roster.text)
-            asked.append(_Asked(member=member, instruction=digest(sealed)))
-        ids = list(self._inner.push_messages(sent))
-        self._asked |= dict(zip(ids, asked, strict=True))
+            (identity,) = self._inner.push_messages([message])
+            self._asked[identity] = _Asked(member=member, instruction=digest(sealed))
+            ids.append(identity)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         found = []
         for message in self._inner.pull_messages(message_ids):
+            if message.has_error() and message.error.code == ErrorCode.MESSAGE_UNAVAILABLE:
+                continue  # announced, and not all of it is there: it is asked for again
             asked = self._asked.pop(message.metadata.reply_to_message_id, None)
             if asked is not None:
                 found.append(_checked(message, asked))
@@ -113,6 +123,10 @@ class SignedGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         raise NotImplementedError("rounds push and pull by themselves")
+
+
+def _size_bytes(content: RecordDict) -> int:
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
 
 
 def _checked(message: Message, asked: _Asked) -> Message:

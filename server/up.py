@@ -11,6 +11,7 @@ import os
 import signal
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ _PAUSE_S = 0.5
 _RECONCILE_S = 10.0
 _SLOWEST_RESTART_S = 30.0
 _UPSTREAM_S = 60.0
+_LOG_BYTES = 16 * 2**20
 
 
 @dataclass(kw_only=True)
@@ -56,6 +58,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
     wait_s: float = 0.0
+    started_at: float = 0.0
     again_at: float = 0.0
 
     def start(self) -> None:
@@ -70,6 +73,26 @@ class Child:
                 start_new_session=True,
             )
         self.starts += 1
+        self.started_at = time.monotonic()
+
+    def next_start(self, now: float) -> float:
+        """Return when to start it again after it has ended: at once if it ran well, else later each time."""
+        if now - self.started_at > _SLOWEST_RESTART_S:
+            self.wait_s = 0.0
+        again_at, self.wait_s = now + self.wait_s, min(_SLOWEST_RESTART_S, max(1.0, 2 * self.wait_s))
+        return again_at
+
+    def trim(self) -> None:
+        """Bound the log: once it is too long its end becomes `.1`, and it begins anew.
+
+        It is emptied and not renamed, for the process appends to the file that it has open.
+        """
+        if not self.log.exists() or self.log.stat().st_size <= _LOG_BYTES:
+            return
+        with self.log.open("r+b") as file:
+            file.seek(-_LOG_BYTES, os.SEEK_END)
+            self.log.with_name(f"{self.log.name}.1").write_bytes(file.read(_LOG_BYTES))
+            file.truncate(0)
 
     def stop(self) -> None:
         """End it, by force after ten seconds."""
@@ -206,12 +229,12 @@ class Coordinator:
         self.roster()
         now = asyncio.get_running_loop().time()
         for child in self.children:
+            child.trim()
             if child.process is None or child.process.poll() is None:
                 continue
             if child.again_at == 0.0:
                 self.journal.write("ended", process=child.name, code=child.process.returncode)
-                child.again_at = now + child.wait_s
-                child.wait_s = min(_SLOWEST_RESTART_S, max(1.0, 2 * child.wait_s))
+                child.again_at = child.next_start(now)
             if now >= child.again_at:
                 child.again_at = 0.0
                 child.start()

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from coordinators import Consortium, copied, found, server_
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app.message.message import make_message
+from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 from sites import SILO_WORD
@@ -26,6 +28,7 @@ from client import node as node_module
 from client.fleet import RunFacts, TurnedAway
 from client.node import Node
 from client.silo import Silo
+from server import envelopes
 from server.cohort import ask
 from server.envelopes import SignedGrid
 from server.home import Home
@@ -33,7 +36,7 @@ from server.superlink import pem_of
 from strategies import wire
 from strategies.bundle import digest as bundle_digest
 from strategies.envelope import Answer, Instruction, digest, open_envelope, seal
-from strategies.errors import ProtocolError
+from strategies.errors import ProtocolError, SettingError
 from strategies.proof.entries import public_hex
 from strategies.sealed import attach, envelope_of, payload_hash
 
@@ -225,6 +228,30 @@ def test_untouched_messages_arrive_both_ways(world: World) -> None:
     assert world.trained == ["north 1", "south 1"]
 
 
+def test_a_reply_that_is_not_all_there_is_asked_for_again(world: World) -> None:
+    pull, told = world.post.pull_messages, 0
+
+    def early(ids: Iterable[str]) -> list[Message]:
+        nonlocal told
+        replies = pull(ids)
+        if told == 3:
+            return replies
+        told += 1
+        world.post.replies.extend(replies)
+        unavailable = Error(ErrorCode.MESSAGE_UNAVAILABLE, "not all there")
+        return [make_message(metadata=reply.metadata, error=unavailable) for reply in replies]
+
+    world.post.pull_messages = early  # type: ignore[method-assign]
+    assert set(asked(world, "1", lambda: both(world))) == {11, 12} and told == 3
+
+
+def test_a_message_that_no_silo_could_keep_is_not_sent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envelopes, "_LARGEST_BYTES", 100)
+    with pytest.raises(SettingError, match=r"a message of \d+ bytes is not allowed .* may take 100"):
+        asked(world, "1", lambda: None)
+    assert world.post.pushed == 0
+
+
 def test_a_node_beside_the_roster_is_not_seen(world: World) -> None:
     from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -317,23 +344,28 @@ def test_nobody_answers_for_another(world: World) -> None:
 def test_replays_duplicates_and_reorders_count_once(world: World, scaled: Callable[..., int]) -> None:
     kept: list[Message] = []
     random_ = random.Random(3)
-    for number in range(scaled(200, 20)):
-        before = len(world.trained)
+    hostile, number = 0, 0
+    while hostile < scaled(2000, 200):
+        before, number = len(world.trained), number + 1
 
         def carry() -> None:
+            nonlocal hostile
             new = [deepcopy(message) for box in world.post.boxes.values() for message in box]
             old = [deepcopy(random_.choice(kept)) for _ in range(4)] if kept else []
+            old = [each for each in old if not each.metadata.reply_to_message_id]
             stale = [deepcopy(reply) for reply in kept if reply.metadata.reply_to_message_id][-4:]
-            messages = [*new, *new, *(each for each in old if not each.metadata.reply_to_message_id)]
+            messages = [*new, *new, *old]
             random_.shuffle(messages)
             for box in world.post.boxes.values():
                 box.clear()
             world.post.replies.extend(stale)  # answers of earlier rounds
             for message in messages:
                 world.deliver("north" if message.metadata.dst_node_id == 11 else "south", message)
-            world.post.replies.extend(deepcopy(world.post.replies[-2:]))
+            again = deepcopy(world.post.replies[-2:])
+            world.post.replies.extend(again)
             kept.extend(new)
             kept.extend(deepcopy(world.post.replies[:2]))
+            hostile += len(new) + len(old) + len(stale) + len(again)
 
         replies = asked(world, str(number), carry)
         assert len(world.trained) == before + 2, "each instruction was worked on once"

@@ -6,6 +6,7 @@ import configparser
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,7 +80,10 @@ def test_the_section_is_walked(tmp_path: Path, full_tier: bool) -> None:
     assert code == 0 and "PASS" in text, text
 
 
-@pytest.mark.parametrize("unit", ["server/units/fedsilo-server.service", "client/units/fedsilo-silo.service"])
+UNITS = ("server/units/fedsilo-server.service", "client/units/fedsilo-silo.service")
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_a_unit_starts_a_command_that_exists_without_privileges(unit: str) -> None:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment, method-assign]
@@ -90,3 +94,20 @@ def test_a_unit_starts_a_command_that_exists_without_privileges(unit: str) -> No
     assert isinstance(group, TyperGroup) and subcommand in group.commands
     assert service["User"] != "root" and service["NoNewPrivileges"] == "yes" and service["LimitCORE"] == "0"
     assert service["UMask"] == "0077" and service["ProtectSystem"] == "strict"
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_systemd_finds_nothing_wrong_with_a_unit(tmp_path: Path, unit: str) -> None:
+    """Oracle: systemd's own reader, which names unknown sections and settings and values that it would ignore."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze: not installed")
+    text = (ROOT / unit).read_text()
+    assert verdict(tmp_path, unit, text) == ""
+    assert "NoNewPrivilege" in verdict(tmp_path, unit, text.replace("NoNewPrivileges=", "NoNewPrivilege="))
+
+
+def verdict(folder: Path, unit: str, text: str) -> str:
+    path = folder / Path(unit).name
+    path.write_text(re.sub(r"/opt/fedsilo/bin/[a-z-]+", "/bin/true", text))
+    done = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr

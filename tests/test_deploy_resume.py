@@ -55,6 +55,7 @@ class Named(InlineGrid, SignedGrid):
         InlineGrid.__init__(self, client_app, contexts, dropout=0.0, seed=1)
         self.left = breaks_after
         self.names = {2 + number: folder.name for number, folder in enumerate(silos)}
+        self.ledgers = {2 + number: read_pin(folder / "keys").ledger_id for number, folder in enumerate(silos)}
 
     def know(self, nodes: Any) -> None: ...
 
@@ -63,6 +64,9 @@ class Named(InlineGrid, SignedGrid):
 
     def name_of(self, node: int) -> str:
         return self.names[node]
+
+    def ledger_of(self, node: int) -> str:
+        return self.ledgers[node]
 
     def get_node_ids(self) -> Iterable[int]:
         return InlineGrid.get_node_ids(self)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.hashes import SHA1, SHA256, HashAlgorithm
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
@@ -48,7 +48,6 @@ class Order:
     common: str = "server"
     authority: bool = False
     usages: tuple[x509.ObjectIdentifier, ...] = (x509.ExtendedKeyUsageOID.SERVER_AUTH,)
-    hash: type[HashAlgorithm] = SHA256
 
 
 def make(order: Order, issuer: Made | None = None, key: Key | None = None) -> Made:
@@ -73,13 +72,20 @@ def make(order: Order, issuer: Made | None = None, key: Key | None = None) -> Ma
         builder = builder.add_extension(x509.SubjectAlternativeName(order.names), False)
     if order.usages and not order.authority:
         builder = builder.add_extension(x509.ExtendedKeyUsage(order.usages), False)
-    return Made(key=own, certificate=builder.sign(signer, order.hash()))
+    return Made(key=own, certificate=builder.sign(signer, SHA256()))
 
 
 def _usage(authority: bool) -> x509.KeyUsage:
     names = "content_commitment key_encipherment data_encipherment key_agreement encipher_only decipher_only"
     no = dict.fromkeys(names.split(), False)
     return x509.KeyUsage(digital_signature=not authority, key_cert_sign=authority, crl_sign=authority, **no)
+
+
+def changed(made: Made) -> Made:
+    """The certificate with one bit of its signature turned over."""
+    data = bytearray(made.certificate.public_bytes(Encoding.DER))
+    data[-1] ^= 1
+    return Made(key=made.key, certificate=x509.load_der_x509_certificate(bytes(data)))
 
 
 AUTHORITY = make(Order(common="authority", authority=True))
@@ -155,18 +161,13 @@ BAD: dict[str, Callable[[], Made]] = {
     "for clients": lambda: make(replace(GOOD, usages=(x509.ExtendedKeyUsageOID.CLIENT_AUTH,)), AUTHORITY),
     "of a server that plays authority": lambda: make(GOOD, make(replace(GOOD, common="middle"), AUTHORITY)),
     "RSA of 1024 bits": lambda: make(GOOD, AUTHORITY, rsa.generate_private_key(65537, 1024)),
-    "signed with SHA-1": lambda: make(replace(GOOD, hash=SHA1), AUTHORITY),
+    "changed after it was signed": lambda: changed(make(GOOD, AUTHORITY)),
 }
 
 
 @pytest.mark.parametrize("what", BAD)
 def test_a_bad_certificate_is_not_believed(tmp_path: Path, what: str) -> None:
-    try:
-        made = BAD[what]()
-    except Exception as error:  # what cryptography does not even make cannot be shown to a node
-        assert "SHA1" in str(error) or "sha1" in str(error).lower(), error
-        return
-    server = Server(tmp_path, made)
+    server = Server(tmp_path, BAD[what]())
     assert isinstance(connect(server), Unreachable)
     assert server.read == b""
 

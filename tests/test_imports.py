@@ -34,6 +34,7 @@ FLOWER_FILES = {
     "server/resume.py",
     "server/deployed.py",
     "simulations/bench/secagg.py",
+    "simulations/bench/stock.py",
 }
 FORBIDDEN = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib")
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from client.training import noise as noise_file
 from client.training.noise import ROUNDING, add_noise
 from strategies.privacy import secret as secret_file
 from strategies.privacy.secret import GRID, SecretRandom, sample
@@ -174,3 +175,15 @@ def test_a_float32_sum_of_many_clip_norms_is_put_on_the_grid_exactly(monkeypatch
     )
     add_noise(total, clip_norm=CLIP, noise_multiplier=1.0, random=SecretRandom())
     np.testing.assert_array_equal(seen[0].numpy(), np.rint(total.numpy().astype(np.float64) / step))
+
+
+def test_a_large_sum_gets_its_noise_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise_file, "_AT_ONCE", 4000)
+    total = torch.linspace(-3, 3, 10_001)
+    noisy = add_noise(total, clip_norm=CLIP, noise_multiplier=2.0, random=SecretRandom())
+    assert noisy.shape == total.shape and noisy.dtype == total.dtype
+    parts = (noisy - total).split(4000)
+    for part in parts[:2]:
+        assert abs(part.std().item() / (2.0 * CLIP) - 1) < 0.08  # 7 standard errors of 4,000 values
+    assert abs(torch.corrcoef(torch.stack(parts[:2]))[0, 1].item()) < 0.11  # 7 again: no part has another's noise
+    assert parts[2].abs().min() > 0

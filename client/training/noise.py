@@ -1,7 +1,7 @@
 """The noise of a step of DP-SGD, from `strategies.privacy.secret` on a CPU.
 
 On a GPU the noise is drawn there, by Philox-4x32-10 (Salmon et al. 2011) with a new 64-bit key from the operating
-system for each step: what one key's output tells, if anything, ends with the step.
+system for each step, of a large model for each part of it: what one key's output tells, if anything, ends with it.
 
 Guarantees: `add_noise` rounds the sum to a grid of 2^-20 clip norms, which hides the low bits of floating-point values
 (Mironov 2012, "On significance of the least significant bits for differential privacy"); the L2 distance that rounding
@@ -17,6 +17,7 @@ import torch
 
 from strategies.privacy.secret import GRID, SecretRandom, rounded_normal
 
+_AT_ONCE = 2**22  # values: noise is drawn in float64, and of a large model it would take more than all else
 ROUNDING = 2.0**-10  # of the clip norm; see `client.training.gradients`
 
 
@@ -34,15 +35,18 @@ def add_noise(
     Returns:
         (d,) on the device of the sum, in its type.
     """
-    size, step = len(clipped_sum), GRID * clip_norm
-    deviation = noise_multiplier * (1.0 + ROUNDING + math.sqrt(size) * GRID) / GRID  # in steps of the grid
-    if clipped_sum.device.type == "cpu":
-        drawn = torch.from_numpy(rounded_normal(size, deviation, random))
-    else:
-        drawn = _drawn_on(clipped_sum.device, size).mul_(deviation).round_()
-    # In float64: a quotient in float32 would round sums of many clip norms once more, which nothing pays for.
-    drawn.add_((clipped_sum.double() / step).round_())
-    return torch.mul(drawn, step, out=drawn).to(clipped_sum.dtype)
+    step = GRID * clip_norm
+    deviation = noise_multiplier * (1.0 + ROUNDING + math.sqrt(len(clipped_sum)) * GRID) / GRID  # in steps of the grid
+    noisy = torch.empty_like(clipped_sum)
+    for some, out in zip(clipped_sum.split(_AT_ONCE), noisy.split(_AT_ONCE), strict=True):
+        if some.device.type == "cpu":
+            drawn = torch.from_numpy(rounded_normal(len(some), deviation, random))
+        else:
+            drawn = _drawn_on(some.device, len(some)).mul_(deviation).round_()
+        # In float64: a quotient in float32 would round sums of many clip norms once more, which nothing pays for.
+        drawn.add_((some.double() / step).round_())
+        out.copy_(torch.mul(drawn, step, out=drawn))
+    return noisy
 
 
 def _drawn_on(device: torch.device, count: int) -> torch.Tensor:

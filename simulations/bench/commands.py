@@ -87,6 +87,40 @@ def secagg_command(
     _show(result, as_json, "a sum under secure aggregation", table, facts)
 
 
+@app.command("deployment", epilog="Example: fedsilo-simulate bench deployment --way fedsilo --way flower --laps 1")
+def deployment_command(
+    ways: Annotated[
+        list[str] | None,
+        typer.Option("--way", help="fedsilo, fedsilo-secagg, flower or flower-tuned; may be repeated."),
+    ] = None,
+    megabytes: Annotated[float, typer.Option(min=0.01, max=2000, help="Of the model's weights.")] = 1.0,
+    silos: Annotated[int, typer.Option(min=1, max=16, help="Real processes, all in every round.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed in a lap, after one that warms up.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, max=200, help="Of local training.")] = 20,
+    laps: Laps = 3,
+    out: Out = _OUT,
+    as_json: Json = False,
+) -> None:
+    """Measure a round of real processes over TLS, beside stock Flower with the same network and local steps."""
+    from simulations.bench import deployment
+
+    given = tuple(dict.fromkeys(ways or (deployment.WAYS if silos >= 3 else ("fedsilo", "flower", "flower-tuned"))))
+    if wrong := [way for way in given if way not in deployment.WAYS]:
+        raise SettingError(f"--way {wrong[0]} is not allowed; {nearest(wrong[0], deployment.WAYS)}")
+    if "fedsilo-secagg" in given and silos < 3:
+        raise SettingError(
+            f"--silos {silos} is not allowed with --way fedsilo-secagg: a sum hides a silo among 3; take 3"
+        )
+    size = deployment.Size(megabytes=megabytes, silos=silos, rounds=rounds, steps=steps)
+    console = Console(stderr=True, highlight=False, quiet=as_json)
+    with _bar(console, laps * len(given)) as (tell, advance):
+        result = deployment.bench(size, given, laps=laps, tell=tell, advance=advance)
+    deployment.write(result, out)
+    load = result["machine"]["load"]
+    facts = f"load before {load}, flwr {_version(result, 'flwr')}: {out}"
+    _show(result, as_json, "a round of a deployment", (deployment.COLUMNS, deployment.table_rows(result)), facts)
+
+
 @app.command("simulation")
 def simulation_command() -> None:
     """Measure the engines of simulations (not built yet)."""
