@@ -239,10 +239,14 @@ class Control:
         return int(answer.run_id)
 
     def stop(self, run: int) -> None:
-        """Stop a run."""
+        """Stop a run; one that has ended meanwhile stays as it is."""
         from flwr.proto.control_pb2 import StopRunRequest
 
-        self._call("StopRun", StopRunRequest(run_id=run))
+        try:
+            self._call("StopRun", StopRunRequest(run_id=run))
+        except RunError:
+            if any(each.run == run and each.live for each in self.runs()):
+                raise
 
     def runs(self) -> list[FlowerRun]:
         """Return all runs, the oldest first."""

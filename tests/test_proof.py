@@ -103,7 +103,8 @@ def test_an_exact_decimal_is_that_float_and_no_other(value: float) -> None:
     text = exact(value)
     assert read_exact(text) == value and "e" not in text.lower()
     below, above = math.nextafter(value, 0), math.nextafter(value, math.inf)
-    assert value == 0 or abs(Fraction(text) - Fraction(value)) <= (Fraction(value) - Fraction(below)) / 2
+    away, neighbour = Fraction(text) - Fraction(value), below if Fraction(text) < Fraction(value) else above
+    assert away == 0 or abs(away) <= abs(Fraction(neighbour) - Fraction(value)) / 2
     assert value == 0 or exact(below) != text
     assert above == math.inf or exact(above) != text
 
