@@ -224,7 +224,7 @@ def test_an_honest_run_is_never_refused_also_when_answers_are_lost(
 
 def replace_timeout(consortium: Consortium) -> Study:
     """The study with a round that ends soon, as a lost answer is waited for."""
-    text = override(study_of(consortium).text, {"cohort.round_timeout_s": 10})
+    text = override(study_of(consortium).text, {"cohort.round_timeout_s": 20})
     return Study.parse(text, Registries(models=MODELS))
 
 
