@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -139,6 +141,7 @@ def bench(
         advance: is told of each lap that is done.
     """
     scratch = Path(tempfile.mkdtemp(prefix="fedsilo-bench-"))
+    before_us = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what was started ends too
     try:
         tell("enrolling the silos")
         work = prepare(size, scratch)
@@ -150,6 +153,7 @@ def bench(
                 way.lap()
                 advance(1)
     finally:
+        signal.signal(signal.SIGTERM, before_us)
         shutil.rmtree(scratch, ignore_errors=True)
     return {"machine": before, "rows": [asdict(row) for row in _rows(made, work, size)]}
 
