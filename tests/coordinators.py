@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from sites import OFFICER_WORD, SILO_WORD, credentials, rewrite
 
 import client.cli
 import server.cli
+from simulations.bench.processes import free_ports
 from simulations.ready import read_study as read_ready
 from simulations.silos import REGISTRIES, complete, make_silos
 from simulations.sources import read_dataset
@@ -36,23 +36,6 @@ class Consortium:
     silos: tuple[Path, ...]
     credentials: Path
     port: int
-
-
-def free_ports(count: int) -> int:
-    """A port that is free, as are those that follow it."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first: int = probe.getsockname()[1]
-        if first + count > 65535:
-            continue
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
 
 
 @contextmanager

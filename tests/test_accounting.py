@@ -431,3 +431,11 @@ def test_the_conversion_of_a_divergence_is_dp_accountings() -> None:
             for divergence in (0.0, 1e-14, 1e-7, 0.01, 0.3, 2.0, 50.0, 1e6, math.inf):
                 theirs, _ = compute_epsilon([order], [divergence], delta)
                 assert _at_order(order, divergence, delta) == theirs, (order, delta, divergence)
+
+
+@pytest.mark.parametrize("divergence", [math.nan, -1e-300, -1.0, math.inf])
+def test_a_divergence_that_is_not_sound_bounds_nothing(divergence: float) -> None:
+    """Found: max(0.0, nan) is 0.0. What calls it refuses such numbers before; this must not rest on it alone."""
+    from strategies.privacy.accountant import _at_order
+
+    assert _at_order(3.0, divergence, 1e-5) == math.inf

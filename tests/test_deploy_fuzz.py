@@ -19,13 +19,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from coordinators import free_ports, until
+from coordinators import until
 from test_deploy_gateway import ROGUE, Silo, World, activation, pulling, reply
 
 from client.trust import trust_of
 from server.authority import certify, make_authority
 from server.fleet import PATHS
 from server.listener import listener, server_side
+from simulations.bench.processes import free_ports
 
 AT_ONCE = 8
 NAMES = [f"/v1/fleet/{name}" for name in PATHS.values()]

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from coordinators import free_ports
 from typer.core import TyperGroup
 
 import client.cli
@@ -23,6 +22,7 @@ import server.cli
 import simulations.cli
 import strategies.verify
 from client.filesystem import VOLATILE, kind_of
+from simulations.bench.processes import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

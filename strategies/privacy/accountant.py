@@ -302,6 +302,8 @@ def _at_order(order: float, divergence: float, delta: float) -> float:
 
     dp-accounting's conversion, without its arrays: the gate asks in front of every entry of the ledger.
     """
+    if not divergence >= 0:  # no number, or one that is not sound: nothing is bounded
+        return math.inf
     if delta**2 + math.expm1(-divergence) > 0:  # delta alone covers it: total variation by the KL divergence
         return 0.0
     if order <= 1.01:  # the bound is not stable so near to 1
