@@ -10,6 +10,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -17,6 +18,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Message
 from flwr.app.message.message import remove_content_from_message
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import (
@@ -55,6 +57,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from client.trust import trust_of
 
 HEARTBEAT_S = 10.0  # the shortest that Flower allows; a node that is gone counts as such after two
+_SILENCE_S_PER_BYTE = 1 / 20e6  # a message is read, hashed and written in calls that keep heartbeats back
 _TIMEOUT_S = 60.0
 T = TypeVar("T")
 
@@ -117,6 +120,7 @@ class Connection:
         )
         self._node = Node()
         self._cut_off = _CutOff()
+        self._silence_s = 0.0
 
     def close(self) -> None:
         """Close the sockets."""
@@ -137,17 +141,28 @@ class Connection:
         _once(self._client.DeactivateNode, DeactivateNodeRequest(node_id=self._node.node_id))
 
     def heartbeat(self) -> None:
-        """Say that the node is still there."""
+        """Say that the node is still there, and for how long it may be silent."""
+        interval_s = HEARTBEAT_S + self._silence_s
         _once(
             self._client.SendNodeHeartbeat,
-            SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S),
+            SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=interval_s),
         )
+
+    def expect(self, size: int) -> None:
+        """Work from now on with messages of that many bytes: with a large model a silent node is not gone."""
+        before, silence_s = self._silence_s, size * _SILENCE_S_PER_BYTE
+        self._silence_s = silence_s if silence_s > HEARTBEAT_S / 2 else 0.0
+        if self._silence_s > before:
+            with suppress(Unreachable, TurnedAway):  # what was pulled is not to be lost; the next heartbeat says it
+                self.heartbeat()
 
     def pull(self) -> tuple[Message, ObjectTree] | None:
         """Return the next message without its content, and the tree of its objects."""
         found = _once(self._client.PullMessages, PullMessagesRequest(node=self._node))
         if not found.messages_list:
             return None
+        objects = iterate_object_tree(found.message_object_trees[0])
+        self.expect(FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE * sum(1 for _ in objects))
         return message_from_proto(found.messages_list[0]), found.message_object_trees[0]
 
     def content(self, message: Message, tree: ObjectTree, stopping: Callable[[], bool]) -> Message:

@@ -194,6 +194,9 @@ class Node:
     def _finish_what_was_begun(self, connection: Connection) -> None:
         """Send the answer, or work on the message, that an earlier process left."""
         outbox, inbox = self._folder / "outbox.bin", self._folder / "inbox.bin"
+        begun = outbox if outbox.exists() else inbox
+        if begun.exists():
+            connection.expect(begun.stat().st_size)
         if outbox.exists():
             self._send(connection, from_bytes(outbox.read_bytes()))  # or learn that nobody waits any more
         elif inbox.exists():

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from server.envelopes import SignedGrid
 from server.home import Home
 from server.journal import FIELDS, Journal
-from server.superlink import bound_pulls
+from server.replies import Replies
 from strategies.errors import FedsiloError
 
 MARK = "FEDSILO_COORDINATOR"  # set by `up` for its own processes alone
@@ -40,9 +41,9 @@ def deployed(grid: Grid, run: int) -> Iterator[Grid]:
     handler, log = _Follower(journal), logging.getLogger("fedsilo.server")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    bound_pulls()
+    assert isinstance(grid, HttpGrid)
     try:
-        yield SignedGrid(grid, home.roster(), home.key())
+        yield SignedGrid(grid, home.roster(), home.key(), Replies(grid).pull)
         journal.write("complete")
     except FedsiloError as error:
         journal.write("failed", sentence=str(error), exit=error.exit_code)

@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,6 @@ LOOPBACK_HEADER = "fedsilo-loopback"
 _GUARD_FILE = "FEDSILO_LOOPBACK_FILE"
 _BUSY_MS = "60000"
 _TIMEOUT_S = 20.0
-_PARTS_S = 5.0
 _LIVE = ("pending", "starting", "running")
 
 
@@ -123,21 +121,6 @@ def main() -> None:
     extensions.get_middleware = lambda: (Middleware(_Guard, secret),)
     _end_with_the_parent()
     flower_superlink()
-
-
-# --- in the server's app ------------------------------------------------------------------------------------
-
-
-def bound_pulls() -> None:
-    """Let Flower's Grid give up on a reply whose parts do not come, after seconds and not hours.
-
-    A silo that is cut off while it sends would otherwise hold up the others; the round asks for the reply again.
-    """
-    from flwr.supercore.inflatable.inflatable_utils import pull_objects
-    from flwr.superlink.grid import http_grid
-
-    given_up = partial(pull_objects, max_time=_PARTS_S, initial_backoff=0.05, backoff_cap=0.5)
-    http_grid.pull_objects = given_up  # type: ignore[attr-defined]
 
 
 # --- commanding it ------------------------------------------------------------------------------------------

@@ -114,6 +114,8 @@ class Wire:
                 self.nodes[number]._work(self, task)  # type: ignore[arg-type]
         return ids
 
+    def expect(self, size: int) -> None: ...
+
     def push(self, reply: Message) -> None:
         """What a silo's node calls."""
         self.sent.append(to_bytes(reply))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
@@ -19,10 +19,9 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.app.message.message import remove_content_from_message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.fleet_pb2 import PushMessagesResponse
-from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesResponse
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
-    Metadata,
     ObjectTree,
     PullObjectRequest,
     PullObjectResponse,
@@ -35,12 +34,13 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_tree,
     iterate_object_tree,
 )
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import http_grid
 from test_deploy_tls import AUTHORITY
 
-from client.fleet import Connection, TurnedAway, Unreachable, from_bytes, to_bytes
-from server import superlink
+from client.fleet import HEARTBEAT_S, Connection, TurnedAway, Unreachable, from_bytes, to_bytes
+from server.replies import Replies
 
 WEIGHTS = np.arange(3_000_000, dtype=np.float32)  # 12 MB, so more than one chunk
 
@@ -107,6 +107,50 @@ def test_an_object_that_is_not_there_at_all_is_the_end(monkeypatch: pytest.Monke
         fetch()
 
 
+# --- how long a node may be silent --------------------------------------------------------------------------
+
+
+class Handing:
+    """Hands out one message, and notes how long the node said that it might be silent."""
+
+    def __init__(self, objects: int, away: bool = False) -> None:
+        self.objects, self.away, self.said = objects, away, list[float]()
+
+    def PullMessages(self, request: PullMessagesRequest) -> PullMessagesResponse:  # noqa: N802 - Flower's name
+        message = message_to_proto(remove_content_from_message(small()))
+        tree = ObjectTree(object_id="0", children=[ObjectTree(object_id=str(n)) for n in range(1, self.objects)])
+        return PullMessagesResponse(messages_list=[message], message_object_trees=[tree])
+
+    def SendNodeHeartbeat(self, request: SendNodeHeartbeatRequest) -> None:  # noqa: N802 - Flower's name
+        if self.away:
+            raise httpx.ConnectError("away")
+        self.said.append(request.heartbeat_interval)
+
+    def close(self) -> None: ...
+
+
+def small() -> Message:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 1
+    return Message(RecordDict(), dst_node_id=5, message_type="train", ttl=60)
+
+
+@pytest.mark.parametrize(("objects", "said"), [(15, []), (200, [pytest.approx(62.4, abs=0.1)])])
+def test_a_node_says_at_once_that_a_large_message_will_keep_it_silent(objects: int, said: list[float]) -> None:
+    connection, coordinator = connected(), Handing(objects)
+    connection._client = coordinator  # type: ignore[assignment]
+    assert connection.pull() is not None and coordinator.said == said
+    coordinator.objects = 15
+    connection.pull()
+    connection.heartbeat()
+    assert coordinator.said == [*said, HEARTBEAT_S]
+
+
+def test_what_was_pulled_is_kept_when_that_cannot_be_said() -> None:
+    connection = connected()
+    connection._client = Handing(200, away=True)  # type: ignore[assignment]
+    assert connection.pull() is not None
+
+
 # --- a reply that is cut off --------------------------------------------------------------------------------
 
 
@@ -144,21 +188,79 @@ def test_a_reply_that_was_cut_off_is_completed() -> None:
     assert set(coordinator.stored) == set(get_all_nested_objects(reply))
 
 
-def test_a_reply_whose_parts_do_not_come_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Contract with flwr 1.41: its Grid gives up on such a reply, and says so in a way that SignedGrid knows."""
-    monkeypatch.setattr(superlink, "_PARTS_S", 0.3)
-    monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)
-    superlink.bound_pulls()
-    coordinator, _ = pulled(late=10**9, ttl=60)
-    (root, *_) = coordinator.objects
-    facts = Metadata(message_id=root, run_id=7, src_node_id=5, dst_node_id=1, reply_to_message_id="a" * 64)
-    listed = PullAppMessagesResponse(
-        messages_list=[MessageProto(metadata=facts)], message_object_trees=[ObjectTree(object_id=root)]
-    )
-    coordinator.PullMessages = lambda request: listed  # type: ignore[attr-defined]
+# --- replies that arrive part by part -----------------------------------------------------------------------
+
+
+class Announcing(Slow):
+    """Announces replies at once, each a single time, and their parts as `Slow` hands them out."""
+
+    def __init__(self, replies: Mapping[str, Message], late: int) -> None:
+        self.asked, self.late, self.confirmed = Counter[str](), late, list[str]()
+        self.replies = {asked: (message, get_object_tree(message)) for asked, message in replies.items()}
+        self.objects = {
+            name: each.deflate()
+            for message in replies.values()
+            for name, each in get_all_nested_objects(message).items()
+        }
+
+    def PullMessages(self, request: Any) -> PullAppMessagesResponse:  # noqa: N802
+        found = [self.replies.pop(asked) for asked in request.message_ids if asked in self.replies]
+        return PullAppMessagesResponse(
+            messages_list=[message_to_proto(remove_content_from_message(message)) for message, _ in found],
+            message_object_trees=[tree for _, tree in found],
+        )
+
+    def ConfirmMessageReceived(self, request: Any) -> None:  # noqa: N802
+        self.confirmed.append(request.message_object_id)
+
+
+def replies_of(weights: Mapping[str, np.ndarray], late: int = 1) -> tuple[Announcing, Replies]:
+    _, fetch = pulled(late=1, ttl=60)
+    asked, found = fetch(), {}
+    for identity, values in weights.items():
+        asked.metadata.__dict__["_message_id"] = identity
+        found[identity] = Message(RecordDict({"fedsilo": ArrayRecord({"weights": Array(values)})}), reply_to=asked)
+        found[identity].metadata.__dict__["_message_id"] = found[identity].object_id
+    coordinator = Announcing(found, late)
     grid = object.__new__(http_grid.HttpGrid)
-    vars(grid).update(_run=type("Run", (), {"run_id": 7})(), _client=coordinator, node=Node(node_id=1))
-    (found,) = grid.pull_messages(["a" * 64])
+    vars(grid).update(_run=Run.create_empty(7), _client=coordinator, node=Node(node_id=1))
+    return coordinator, Replies(grid)
+
+
+def test_a_reply_is_had_when_its_last_part_has_come() -> None:
+    """Contract with flwr 1.41: a reply is handed out once, and its parts can be asked for until they are confirmed."""
+    coordinator, replies = replies_of({"a" * 64: WEIGHTS}, late=3)
+    assert [replies.pull(["a" * 64, "b" * 64]) for _ in range(2)] == [[], []]
+    (whole,) = replies.pull(["a" * 64, "b" * 64])
+    found: Any = whole.content["fedsilo"]
+    assert found["weights"].numpy().tobytes() == WEIGHTS.tobytes()
+    assert whole.metadata.reply_to_message_id == "a" * 64 and coordinator.confirmed == [whole.metadata.message_id]
+    assert replies.pull(["a" * 64, "b" * 64]) == []
+
+
+def test_a_reply_whose_parts_do_not_come_holds_nobody_up() -> None:
+    coordinator, replies = replies_of({"a" * 64: WEIGHTS, "b" * 64: WEIGHTS[:10]})
+    theirs = {each.object_id for each in iterate_object_tree(coordinator.replies["a" * 64][1])}
+    missing = sorted(theirs)[0]
+    held_back = coordinator.objects.pop(missing)
+    give = coordinator.PullObject
+    coordinator.PullObject = lambda request: (  # type: ignore[method-assign]
+        give(request)
+        if request.object_id in coordinator.objects
+        else PullObjectResponse(object_found=True, object_available=False)
+    )
+    (other,) = replies.pull(["a" * 64, "b" * 64])
+    assert other.metadata.reply_to_message_id == "b" * 64
+    assert replies.pull(["a" * 64]) == []
+    coordinator.objects[missing] = held_back  # the silo has come back and sent the rest
+    (late,) = replies.pull(["a" * 64])
+    assert late.metadata.reply_to_message_id == "a" * 64
+    assert all(coordinator.asked[name] == 1 for name in coordinator.objects), "a part was fetched twice"
+
+
+def test_a_reply_that_cannot_be_had_is_an_error_at_once() -> None:
+    coordinator, replies = replies_of({"a" * 64: WEIGHTS})
+    coordinator.PullObject = lambda request: PullObjectResponse(object_found=False)  # type: ignore[method-assign]
+    (found,) = replies.pull(["a" * 64])
     assert found.has_error() and found.error.code == ErrorCode.MESSAGE_UNAVAILABLE
     assert found.metadata.reply_to_message_id == "a" * 64
-    assert 1 < coordinator.asked[root] < 20
