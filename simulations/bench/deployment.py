@@ -33,6 +33,7 @@ from simulations.bench.processes import Processes
 from simulations.ready import read_study
 from simulations.silos import REGISTRIES, complete, make_silos
 from simulations.sources import read_dataset
+from strategies.errors import FedsiloError
 from strategies.study import Study, override
 
 Tell = Callable[[str], None]
@@ -152,9 +153,15 @@ def bench(
                 tell(f"lap {lap + 1} of {laps}: {name}")
                 way.lap()
                 advance(1)
+    except FedsiloError:
+        tell(f"folders and logs are kept in {scratch}")
+        raise
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before_us)
-        shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     return {"machine": before, "rows": [asdict(row) for row in _rows(made, work, size)]}
 
 
