@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,7 +51,7 @@ class RunFolder:
         stem = f"{study.file.study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         try:
             for path in (parent / stem, *(parent / f"{stem}-{number}" for number in range(2, 1000))):
-                if not path.exists():
+                with suppress(FileExistsError):  # of a run that began in the same second
                     path.mkdir(parents=True)
                     break
             checkpoint.write_whole(path / "study.toml", study.text.encode())

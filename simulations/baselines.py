@@ -79,6 +79,18 @@ def fit(study: Study, part: Part, test: Part, *, seconds: float = math.inf) -> M
     return values
 
 
+def plain_optimizer(study: Study) -> str:
+    """Return what a study's model is trained with here, as `training.optimizer` says it.
+
+    Steps that suit gradients of clipped units are often too long for others.
+    """
+    return f"adam(lr={_learning_rate(build(study.model, Shape.of_study(study), study.file.study.seed))})"
+
+
+def _learning_rate(module: nn.Module) -> float:
+    return 0.002 if layout_of(module).size > _LARGE else 0.01
+
+
 def _train(
     module: nn.Module,
     shape: Shape,
@@ -89,8 +101,7 @@ def _train(
     deadline: float,
 ) -> None:
     loss = row_loss(shape)
-    large = layout_of(module).size > _LARGE
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.002 if large else 0.01)
+    optimizer = torch.optim.Adam(module.parameters(), lr=_learning_rate(module))
     best, best_weights, waited = np.inf, weights_of(module), 0
     batch = min(max(_BATCH, len(train) // 64), _LARGEST_BATCH)
     epochs = max(1, min(_EPOCHS, _STEPS_AT_MOST * batch // len(train)))

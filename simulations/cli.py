@@ -126,6 +126,7 @@ def sweep_command(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value of the studies; may be repeated."),
     ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that runs are shared out to, one thread each.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder that holds the results.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
@@ -134,18 +135,16 @@ def sweep_command(
 
     console = Console(stderr=True, highlight=False, quiet=as_json)
     values = dict(parse_override(text) for text in overrides or [])
-    tables = [
-        sweep(
-            name,
-            epsilons=epsilons or (8.0, 3.0, 1.0),
-            mechanisms=[_mechanism(text) for text in mechanisms or ["dp-sgd"]],
-            seeds=range(1, seeds + 1),
-            overrides=values,
-            out=out,
-            tell=lambda text: console.print(text, style="dim"),
-        )
-        for name in studies or ["breast-cancer"]
-    ]
+    tables = sweep(
+        list(dict.fromkeys(studies or ["breast-cancer"])),
+        epsilons=epsilons or (8.0, 3.0, 1.0),
+        mechanisms=[_mechanism(text) for text in mechanisms or ["dp-sgd"]],
+        seeds=range(1, seeds + 1),
+        overrides=values,
+        out=out,
+        tell=lambda text: console.print(text, style="dim"),
+        workers=workers,
+    )
     folder = write(tables, out)
     if as_json:
         print(json.dumps({"folder": str(folder), "tables": [asdict(table) for table in tables]}))

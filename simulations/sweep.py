@@ -1,22 +1,29 @@
 """What privacy and federation cost: one study at several epsilons and seeds, beside the same model without both.
 
 The rows are those that a results table of this field has: pooled without privacy, the best lone silo, federated without
-privacy, and federated at each epsilon. Several mechanisms are compared at equal epsilon for the same unit, with who is
-trusted beside each. Every run has silo folders of its own, so no budget is shared.
+privacy, and federated at each epsilon. All rows without privacy have one optimiser, since a study's own is chosen for
+clipped gradients. Several mechanisms are compared at equal epsilon for the same unit, with who is trusted beside each.
+Every run has silo folders of its own, so no budget is shared.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from server.identity import FOLDER, coordinator_key
+from simulations.baselines import plain_optimizer
 from simulations.ready import read_study
 from simulations.run import simulate
+from simulations.silos import complete
+from simulations.sources import read_dataset
 from strategies.privacy.mechanisms import TRUSTED
 from strategies.sections import Mechanism
 from strategies.study import Study
@@ -71,7 +78,7 @@ class Table:
 
 
 def sweep(
-    name: str,
+    studies: Sequence[str],
     *,
     epsilons: Sequence[float],
     mechanisms: Sequence[Mechanism] = ("dp-sgd",),
@@ -79,39 +86,86 @@ def sweep(
     overrides: Mapping[str, Any],
     out: Path,
     tell: Callable[[str], None],
-) -> Table:
-    """Run a study at every setting and seed.
+    workers: int = 1,
+) -> list[Table]:
+    """Run studies at every setting and seed.
 
     Args:
-        name: a ready study or the path of one.
+        studies: ready studies or the paths of some.
         epsilons: of the private rows.
         mechanisms: of the private rows, each at every epsilon.
         seeds: one run of each setting a seed.
-        overrides: values of the study by `section.key`.
+        overrides: values of the studies by `section.key`.
         out: folder for run and silo folders.
-        tell: is told before each run what comes.
+        tell: is told after each run what came of it.
+        workers: processes that runs are shared out to; with one, they are made in this process.
+
+    Returns:
+        A table a study, in the order of `studies`.
 
     Raises:
         FedsiloError: as a run does.
     """
-    found: dict[_Setting, list[Metrics]] = {}
     private = [
         _Setting(_label(mechanism, epsilon, several=len(mechanisms) > 1), mechanism, epsilon)
         for epsilon in sorted(set(epsilons), reverse=True)
         for mechanism in mechanisms
     ]
-    for setting in (_FEDERATED, *private):  # what is wrong is told before the first run
-        read_study(name, {**overrides, **_privacy(setting)})
-    for seed in seeds:
-        for setting in (_FEDERATED, *private):
-            tell(f"{name}, seed {seed}: {setting.name}")
-            study, base = read_study(name, {**overrides, "study.seed": seed, **_privacy(setting)})
-            facts = simulate(study, base, out=out, fresh=True, with_baselines=setting is _FEDERATED).facts
-            found.setdefault(setting, []).append(facts["metrics"])
-            if facts["baselines"]:
-                found.setdefault(_POOLED, []).append(facts["baselines"]["pooled"])
-                found.setdefault(_LONE, []).append(facts["baselines"]["best_local"])
-    return _table(study, found, tuple(seeds))
+    runs = [
+        _Run(name, {**overrides, "study.seed": seed, **_privacy(setting)}, setting, seed, out)
+        for seed in seeds
+        for name in studies
+        for setting in (_FEDERATED, *private)
+    ]
+    asked = {
+        run.study: read_study(run.study, run.overrides)[0] for run in runs
+    }  # mistakes are told before the first run
+    found: dict[str, dict[_Setting, dict[int, Metrics]]] = {name: {} for name in studies}
+    for number, (run, own, baselines) in enumerate(_done(runs, min(workers, len(runs))), start=1):
+        found[run.study].setdefault(run.setting, {})[run.seed] = own
+        for setting, name in ((_POOLED, "pooled"), (_LONE, "best_local")):
+            if name in baselines:
+                found[run.study].setdefault(setting, {})[run.seed] = baselines[name]
+        metrics = ", ".join(f"{name} {value:.3f}" for name, value in own.items() if value is not None)
+        tell(f"{number} of {len(runs)}: {run.study}, seed {run.seed}, {run.setting.name}: {metrics}")
+    order = (_POOLED, _LONE, _FEDERATED, *private)
+    return [_table(asked[name], [(s, found[name][s]) for s in order if s in found[name]], seeds) for name in studies]
+
+
+class _Run(NamedTuple):
+    study: str
+    overrides: Mapping[str, Any]
+    setting: _Setting
+    seed: int
+    out: Path
+
+
+_Result = tuple[_Run, Metrics, Mapping[str, Metrics]]
+
+
+def _done(runs: Sequence[_Run], workers: int) -> Iterator[_Result]:
+    """Make the runs and yield each as it ends."""
+    if workers == 1:
+        yield from map(_make, runs)
+        return
+    coordinator_key(runs[0].out / FOLDER)  # one for all of them
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            for future in as_completed([pool.submit(_make, run) for run in runs]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _make(run: _Run) -> _Result:
+    plain, optimizer = run.setting == _FEDERATED, "training.optimizer"
+    study, base = read_study(run.study, run.overrides)
+    if plain and optimizer not in run.overrides:
+        whole, _ = complete(study, read_dataset(study, base), base)
+        study, base = read_study(run.study, {**run.overrides, optimizer: plain_optimizer(whole)})
+    facts = simulate(study, base, out=run.out, fresh=True, with_baselines=plain).facts
+    return run, facts["metrics"], facts["baselines"] or {}
 
 
 class _Setting(NamedTuple):
@@ -134,17 +188,15 @@ def _privacy(setting: _Setting) -> dict[str, Any]:
     return values | {"privacy.noise_multiplier": None}
 
 
-def _table(study: Study, found: Mapping[_Setting, Sequence[Metrics]], seeds: tuple[int, ...]) -> Table:
-    first = [setting for setting in (_POOLED, _LONE, _FEDERATED) if setting in found]
-    order = [*first, *(setting for setting in found if setting not in first)]
+def _table(study: Study, found: Sequence[tuple[_Setting, Mapping[int, Metrics]]], seeds: Sequence[int]) -> Table:
     return Table(
         study=study.file.study.name,
         model=study.file.model.name,
         delta=study.file.privacy.delta,
         unit=study.unit,
         metrics=study.metrics,
-        seeds=seeds,
-        rows=tuple(_row(setting, found[setting], study.metrics) for setting in order),
+        seeds=tuple(seeds),
+        rows=tuple(_row(setting, [runs[seed] for seed in seeds], study.metrics) for setting, runs in found),
     )
 
 

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from simulations.sweep import Row, Table, markdown, shown, sweep, write
-from strategies.errors import StudyError
+from strategies.errors import DataError, StudyError
 from strategies.sections import Mechanism
 from strategies.study import override
 
@@ -48,8 +48,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Table, Path, list[s
     pl.DataFrame({"a": a, "label": np.where(a > 0, "yes", "no")}).write_csv(folder / "records.csv")
     (folder / "study.toml").write_text(STUDY)
     told: list[str] = []
-    table = sweep(
-        str(folder / "study.toml"),
+    (table,) = sweep(
+        [str(folder / "study.toml")],
         epsilons=(1.0, 8.0),
         seeds=(1, 2),
         overrides={},
@@ -69,7 +69,12 @@ def test_the_rows_go_from_pooled_to_the_smallest_epsilon(swept: tuple[Table, Pat
         "federated, epsilon 1",
     ]
     assert [row.epsilon for row in table.rows] == [None, None, None, 8.0, 1.0]
-    assert len(told) == 6 and table.seeds == (1, 2) and table.metrics == ("accuracy", "brier")
+    assert (
+        len(told) == 6
+        and told[-1].startswith("6 of 6: ")
+        and table.seeds == (1, 2)
+        and table.metrics == ("accuracy", "brier")
+    )
 
 
 def test_every_number_is_that_of_a_run(swept: tuple[Table, Path, list[str]]) -> None:
@@ -116,7 +121,7 @@ def test_mechanisms_are_compared_at_equal_epsilon(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(STUDY)
     asked: list[Mechanism] = ["dp-sgd", "local-gaussian", "distributed-gaussian", "central-gaussian"]
     values = {"epsilons": (8.0,), "mechanisms": asked, "seeds": (1,), "overrides": {}, "out": tmp_path / "runs"}
-    table = sweep(str(tmp_path / "study.toml"), **values, tell=lambda _: None)  # type: ignore[arg-type]
+    (table,) = sweep([str(tmp_path / "study.toml")], **values, tell=lambda _: None)  # type: ignore[arg-type]
     assert [row.setting for row in table.rows[3:]] == [
         "federated, dp-sgd (trusts nobody), epsilon 8",
         "federated, local-gaussian (trusts nobody), epsilon 8",
@@ -141,6 +146,42 @@ def test_what_is_wrong_is_told_before_the_first_run(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(STUDY)
     with pytest.raises(StudyError, match=r"privacy.epsilon = -1"):
         sweep(
-            str(tmp_path / "study.toml"), epsilons=(8.0, -1.0), seeds=(1,), overrides={}, out=tmp_path, tell=told.append
+            [str(tmp_path / "study.toml")],
+            epsilons=(8.0, -1.0),
+            seeds=(1,),
+            overrides={},
+            out=tmp_path,
+            tell=told.append,
         )
     assert told == []
+
+
+def test_runs_in_processes_of_their_own_fill_the_same_table(
+    swept: tuple[Table, Path, list[str]], tmp_path: Path
+) -> None:
+    one, folder, _ = swept
+    other = tmp_path / "other.toml"
+    text = STUDY.replace('name = "small"', 'name = "other"').replace("records.csv", str(folder / "records.csv"))
+    other.write_text(text)
+    told: list[str] = []
+    both = sweep(
+        [str(folder / "study.toml"), str(other)],
+        epsilons=(8.0,),
+        seeds=(2,),
+        overrides={},
+        out=tmp_path / "runs",
+        tell=told.append,
+        workers=2,
+    )
+    assert len(told) == 4 and [table.study for table in both] == ["small", "other"]
+    for table in both:
+        assert [row.setting for row in table.rows] == [row.setting for row in one.rows[:4]]
+        for row, same in zip(table.rows[:3], one.rows[:3], strict=True):  # without noise, so equal
+            assert row.values == {name: values[1:] for name, values in same.values.items()}
+
+
+def test_what_fails_in_a_process_is_told_and_ends_the_sweep(swept: tuple[Table, Path, list[str]]) -> None:
+    _, folder, _ = swept
+    values = {"epsilons": (8.0,), "seeds": (1,), "overrides": {"data.target": "labl"}, "out": folder, "workers": 2}
+    with pytest.raises(DataError, match="labl"):
+        sweep([str(folder / "study.toml")], **values, tell=lambda _: None)  # type: ignore[arg-type]
