@@ -6,7 +6,7 @@ No figure is asserted here: a busy machine may not fail a test. Oracle: what a s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from client.training.passes import plan_of
-from simulations.bench import training
+from simulations.bench import memory, training
 from simulations.bench.machine import in_turn, ratio
 from simulations.bench.networks import networks
 from simulations.cli import app
@@ -47,8 +47,31 @@ def test_every_engine_has_a_row_with_time_and_memory(result: dict[str, Any]) -> 
     assert list(rows) == ["plain", "fedsilo", "opacus-hooks", "opacus-ghost", "opacus-ew", "vmap"]
     for row in rows.values():
         assert row["error"] is None and row["ms"] > 0 and row["ratio_to_plain"] > 0 and row["peak_bytes"] > 0
+        assert row["process_bytes"] is None or row["process_bytes"] >= 0
         assert (row["network"], row["batch"], row["fell_back"]) == ("mlp", 16, ())
     assert rows["plain"]["ratio_to_plain"] == rows["plain"]["peak_to_plain"] == 1.0
+
+
+def test_memory_is_that_of_the_tensors_alive_at_once() -> None:
+    kept = torch.ones(1000)  # from before: not the step's
+
+    def step() -> None:
+        whole = kept + 1.0  # 4,000 bytes
+        view = whole[10:]
+        pair = view.double(), view.double()  # 7,920 bytes each
+        del whole, view, pair
+        torch.ones(3000)  # 12,000 alone
+
+    assert memory.of_tensors(step) == 4000 + 2 * 7920
+
+
+def test_memory_of_a_process_is_what_steps_add_to_it() -> None:
+    def make(rows: int) -> Callable[[], object]:
+        before = torch.ones(2**22)
+        return lambda: torch.ones(rows * 2**20).add_(before[0])  # 4 MiB a row
+
+    found = memory.of_process(make, 12)
+    assert found is None or 47 * 2**20 < found < 4 * 48 * 2**20  # an allocator may take another place each time
 
 
 def test_the_machine_is_named(result: dict[str, Any]) -> None:

@@ -1,16 +1,12 @@
 """What a private step costs beside an ordinary one of the same network: `fedsilo-simulate bench training`.
 
 A step is all that training does from batch to new weights: gradient, clipping, noise, optimiser. Every way takes its
-turn lap by lap on the same batch; a ratio is the median over laps. Peak memory is that of a process of its own,
-forked from this one, above what it began with.
+turn lap by lap on the same batch; a ratio is the median over laps. Memory is that of `simulations.bench.memory`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
-import multiprocessing
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -31,13 +27,13 @@ from client.models.base import flat_parameters
 from client.training import local
 from client.training.device import autocast, keep_freed_memory
 from client.training.passes import plan_of
+from simulations.bench import memory
 from simulations.bench.machine import in_turn, machine, ratio
 from simulations.bench.networks import Network, networks
 from strategies.optimizers import Sgd
 
 Step = Callable[[], object]
 _LR, _CLIP, _SIGMA = 0.1, 1.0, 1.0
-_MEMORY_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +47,10 @@ class Row:
         device: cpu or cuda.
         ms: milliseconds of a step, the median over laps.
         ratio_to_plain: of the time of a step.
-        peak_bytes: memory above that before the first step; None where it was not measured.
+        peak_bytes: of tensors on a CPU, of the allocator on a GPU; None where it was not measured.
         peak_to_plain: the same over that of `plain`.
+        process_bytes: that a process has more while it trains; None on a GPU.
+        process_to_plain: the same over that of `plain`.
         fell_back: layers of ours without a closed form.
         error: why there are no figures.
     """
@@ -65,6 +63,8 @@ class Row:
     ratio_to_plain: float | None = None
     peak_bytes: int | None = None
     peak_to_plain: float | None = None
+    process_bytes: int | None = None
+    process_to_plain: float | None = None
     fell_back: tuple[str, ...] = ()
     error: str | None = None
 
@@ -107,22 +107,39 @@ def _measured(name: str, batch: int, device: torch.device, laps: int) -> list[Ro
             continue
         ways[engine], rows[engine] = step, row
     seconds = in_turn(ways, laps=laps, steps={engine: _steps(step) for engine, step in ways.items()})
-    peaks = {engine: _peak_bytes(engine, name, batch, device) for engine in ways}
+    peaks = {engine: _peaks(engine, network, batch, device) for engine in ways}
     plan = plan_of(network.ours(), network.batch(1)[0])
     fell_back = (*plan.by_differentiation, *plan.obstacles)
     for engine, laps_s in seconds.items():
-        peak, plain = peaks[engine], peaks["plain"]
+        (peak, process), (plain, plain_process) = peaks[engine], peaks["plain"]
         rows[engine] = Row(
             **asdict(rows[engine])
             | {
                 "ms": round(1000 * float(np.median(laps_s)), 3),
                 "ratio_to_plain": round(ratio(laps_s, seconds["plain"]), 3),
                 "peak_bytes": peak,
-                "peak_to_plain": round(peak / plain, 2) if peak and plain else None,
+                "peak_to_plain": _over(peak, plain),
+                "process_bytes": process,
+                "process_to_plain": _over(process, plain_process),
                 "fell_back": fell_back if engine == "fedsilo" else (),
             }
         )
     return list(rows.values())
+
+
+def _peaks(engine: str, network: Network, batch: int, device: torch.device) -> tuple[int | None, int | None]:
+    make = _engines(device)[engine]
+    if device.type == "cuda":
+        return memory.on_gpu(make(network, batch, device), device), None
+    process = memory.of_process(lambda rows: make(network, rows, device), batch)
+    try:
+        return memory.of_tensors(make(network, batch, device)), process
+    except (RuntimeError, NotImplementedError):  # another engine may not bear to be watched
+        return None, process
+
+
+def _over(value: int | None, plain: int | None) -> float | None:
+    return round(value / plain, 2) if value and plain else None
 
 
 def _steps(way: Step) -> int:
@@ -264,60 +281,11 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-# --- memory -------------------------------------------------------------------------------------------------
-
-
-def _peak_bytes(engine: str, name: str, batch: int, device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return _peak_on_gpu(engine, name, batch, device)
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    context = multiprocessing.get_context("fork")
-    receive, send = context.Pipe(duplex=False)
-    child = context.Process(target=_peak_of_process, args=(send, engine, name, batch))
-    child.start()
-    send.close()
-    try:
-        return int(receive.recv())
-    except EOFError:
-        return None
-    finally:
-        child.join()
-
-
-def _peak_on_gpu(engine: str, name: str, batch: int, device: torch.device) -> int:
-    step = _engines(device)[engine](networks()[name], batch, device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    for _ in range(_MEMORY_STEPS):
-        step()
-    return int(torch.cuda.max_memory_allocated(device) - before)
-
-
-def _peak_of_process(send: Any, engine: str, name: str, batch: int) -> None:
-    step = _ENGINES[engine](networks()[name], batch, torch.device("cpu"))
-    release = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if release is not None:
-        release(0)  # else the step would use what the parent has freed, and the peak would not show it
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from what is there now
-    before = _status("VmRSS")
-    for _ in range(_MEMORY_STEPS):
-        step()
-    send.send(_status("VmHWM") - before)
-    send.close()
-    os._exit(0)  # what the parent registered to run at its end is not for this process
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-
 # --- what is shown ------------------------------------------------------------------------------------------
 
 
 def table_rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield the lines of a table: network, batch, engine, milliseconds, ratio, peak memory, note."""
+    """Yield the lines of a table: network, batch, engine, milliseconds, ratio, memory, note."""
     for row in result["rows"]:
         on = "" if row["device"] == "cpu" else f" ({row['device']})"
         yield (
@@ -328,11 +296,12 @@ def table_rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             "" if row["ratio_to_plain"] is None else f"{row['ratio_to_plain']:.2f}",
             "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}",
             "" if row["peak_to_plain"] is None else f"{row['peak_to_plain']:.2f}",
+            "" if row["process_to_plain"] is None else f"{row['process_to_plain']:.2f}",
             row["error"] or ", ".join(row["fell_back"]),
         )
 
 
-COLUMNS = ("network", "batch", "engine", "ms", "of plain", "peak MiB", "of plain", "note")
+COLUMNS = ("network", "batch", "engine", "ms", "of plain", "peak MiB", "of plain", "process", "note")
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
