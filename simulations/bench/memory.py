@@ -1,7 +1,7 @@
 """Memory of a training step at its peak: what its tensors take, and what its process does.
 
-Tensors say what a way to train needs. A process takes more: its allocator leaves holes between them, and how many varies
-from run to run by a fifth (glibc 2.36 does not give a freed aligned block to one of the same size).
+Tensors say what a way to train needs. A process takes more: its allocator leaves holes between them, and how many
+varies from run to run by a fifth (glibc 2.36 does not give a freed aligned block to one of the same size).
 """
 
 from __future__ import annotations
