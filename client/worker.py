@@ -1,7 +1,8 @@
 """The process that trains: it runs the installed ClientApp on one message after another, and can be killed.
 
 `python -m client.worker IN OUT` reads frames from one descriptor and writes to the other. It ends when the first is
-closed, so it never outlives the node that started it. Its own output goes to the silo's log.
+closed, so it never outlives the node that started it. Its own output goes to the silo's log. It has no network where
+the system allows that (`client.sandbox`).
 
     to it      {"folder", "passphrase"} once, then {"node", "config"} with a message for each task
     from it    an empty frame when it is ready, then the reply's bytes
@@ -16,6 +17,8 @@ import sys
 import threading
 from queue import SimpleQueue
 from typing import Any, BinaryIO
+
+from client.sandbox import leave_network
 
 _LENGTH = 8
 
@@ -49,6 +52,8 @@ def _exactly(file: BinaryIO, count: int) -> bytes:
 def main() -> None:
     """Serve until the node closes the pipe."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # memory holds records and keys
+    why_not = leave_network()
+    print("training has " + (f"the network of its node: {why_not}" if why_not else "no network"), flush=True)
     source, target = os.fdopen(int(sys.argv[1]), "rb"), os.fdopen(int(sys.argv[2]), "wb")
     settings, _ = read_frame(source)
     os.environ["FEDSILO_SILO"] = settings["folder"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -96,6 +98,7 @@ def _lines(folder: Path, planned: Study | None, words: Words) -> Iterator[Line]:
     yield from _opened_keys(silo, words)
     yield _asked("file system", lambda: _file_system(silo))
     yield _asked("disk", lambda: _disk(silo))
+    yield _sandbox()
     try:
         with silo.ledger() as ledger:
             yield from _of_ledger(silo, ledger, planned)
@@ -175,6 +178,14 @@ def _disk(silo: Silo) -> str:
     if free < HEAD_ROOM_BYTES:
         raise _WrongError(f"{free // 2**20} MiB are free in {silo.folder}, a round needs 64; make room")
     return f"{free // 2**20} MiB free"
+
+
+def _sandbox() -> Line:
+    asked = subprocess.run([sys.executable, "-m", "client.sandbox"], capture_output=True, text=True, check=False)
+    if asked.returncode == 0 and not asked.stdout.strip():
+        return Line(what="training process", state="ok", detail="runs without a network")
+    detail = f"has the network of its node: {asked.stdout.strip() or 'it could not be asked'}"
+    return Line(what="training process", state="note", detail=detail)
 
 
 def _of_ledger(silo: Silo, ledger: Ledger, planned: Study | None) -> Iterator[Line]:
