@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,7 @@ def baselines(study: Study, parts: Sequence[Part], test: Part) -> Baselines:
     whole = fit(study, pooled(parts), test, seconds=_SECONDS)
     share = _SECONDS / max(1, len(parts))
     local = {f"silo-{n}": fit(study, part, test, seconds=share) for n, part in enumerate(parts, start=1)}
-    best = max(local, key=lambda silo: _goodness(local[silo], study.metrics[0]))
+    best = max(local, key=lambda silo: goodness(local[silo], study.metrics[0]))
     return Baselines(pooled=whole, best_local=local[best], best_silo=best)
 
 
@@ -134,7 +134,8 @@ def _mean_loss(module: nn.Module, loss: RowLoss, part: Part, rows: np.ndarray) -
     return total / len(rows)
 
 
-def _goodness(values: Metrics, name: str) -> float:
+def goodness(values: Mapping[str, float | None], name: str) -> float:
+    """Return a metric so that more is better, also where it is undefined."""
     value = values.get(name)
     if value is None:
         return -np.inf
