@@ -57,6 +57,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from client.trust import trust_of
 
 HEARTBEAT_S = 10.0  # the shortest that Flower allows; a node that is gone counts as such after two
+_LONGEST_HEARTBEAT_S = 1800.0  # that Flower allows
 _SILENCE_S_PER_BYTE = 1 / 20e6  # a message is read, hashed and written in calls that keep heartbeats back
 _TIMEOUT_S = 60.0
 T = TypeVar("T")
@@ -142,7 +143,7 @@ class Connection:
 
     def heartbeat(self) -> None:
         """Say that the node is still there, and for how long it may be silent."""
-        interval_s = HEARTBEAT_S + self._silence_s
+        interval_s = min(HEARTBEAT_S + self._silence_s, _LONGEST_HEARTBEAT_S)
         _once(
             self._client.SendNodeHeartbeat,
             SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=interval_s),

@@ -1,7 +1,8 @@
-"""The training process without a network: it reads records and keys, and has nobody to talk to but its node.
+"""The training process without a network: it reads records and keys, and has nobody to send them to.
 
-A network namespace of its own has no interface, not even the loopback, and needs no privilege where the kernel allows
-user namespaces (user_namespaces(7)); root needs none of these. Files keep their owners, and pipes to the node stay.
+A network namespace of its own has no interface, not even the loopback; pipes to the node, files, and sockets that are
+files stay. Root may make one. A user without privileges may make it within a user namespace, where the kernel allows
+that (user_namespaces(7)) and stays the same user there; who has some privileges would lose them, so nothing is changed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000  # linux/sched.h
 _CAPABILITY_VERSION = 0x20080522  # linux/capability.h
+_DONE = "done"
 
 
 def leave_network() -> str:
@@ -25,7 +27,7 @@ def _tried() -> str:
     child = os.fork()
     if child == 0:
         try:
-            os.write(write, _leave().encode())
+            os.write(write, (_leave() or _DONE).encode())
         except OSError as error:
             os.write(write, str(error).encode())
         finally:
@@ -33,7 +35,8 @@ def _tried() -> str:
     os.close(write)
     os.waitpid(child, 0)
     with os.fdopen(read, "rb") as answer:
-        return answer.read().decode()
+        told = answer.read().decode()
+    return "" if told == _DONE else told or "who tries it is killed"
 
 
 def _leave() -> str:
@@ -43,6 +46,8 @@ def _leave() -> str:
     user, group = os.geteuid(), os.getegid()
     if libc.unshare(_NEW_NETWORK) == 0:  # of root
         return ""
+    if _capabilities():
+        return "this user has privileges that it would lose"
     if libc.unshare(_NEW_USER | _NEW_NETWORK) != 0:
         return f"the kernel refuses a user namespace: {os.strerror(ctypes.get_errno())}"
     own = Path("/proc/self")
@@ -53,6 +58,11 @@ def _leave() -> str:
     if libc.capset(header, none) != 0:  # a new user namespace gives all capabilities within itself
         raise OSError(ctypes.get_errno(), "capset")
     return ""
+
+
+def _capabilities() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
 
 
 if __name__ == "__main__":

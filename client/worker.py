@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from client.sandbox import leave_network
 
+SAYS, ALONE = "training has ", "no network"  # in the log, of each process that trains
 _LENGTH = 8
 
 
@@ -53,7 +54,7 @@ def main() -> None:
     """Serve until the node closes the pipe."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # memory holds records and keys
     why_not = leave_network()
-    print("training has " + (f"the network of its node: {why_not}" if why_not else "no network"), flush=True)
+    print(SAYS + (f"the network of its node: {why_not}" if why_not else ALONE), flush=True)
     source, target = os.fdopen(int(sys.argv[1]), "rb"), os.fdopen(int(sys.argv[2]), "wb")
     settings, _ = read_frame(source)
     os.environ["FEDSILO_SILO"] = settings["folder"]

@@ -41,8 +41,8 @@ def deployed(grid: Grid, run: int) -> Iterator[Grid]:
     handler, log = _Follower(journal), logging.getLogger("fedsilo.server")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    assert isinstance(grid, HttpGrid)
     try:
+        assert isinstance(grid, HttpGrid)
         yield SignedGrid(grid, home.roster(), home.key(), Replies(grid).pull)
         journal.write("complete")
     except FedsiloError as error:

@@ -1,16 +1,15 @@
 """Replies of silos as they arrive, part by part: no silo that is slow, or was cut off, holds up the others.
 
 Flower's SuperLink hands out a reply once, when it is announced, and forgets it; the last part of a large one comes
-minutes later. So what was handed out is remembered here, and each look takes the parts that have come since, until the
-round's time is over.
+minutes later. So what was handed out is remembered here, and each look takes the parts that have come since, until
+nobody asks for the reply any more, or Flower ends the sending (after three minutes in which no part came).
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import cast
 
 from flwr.app import Error, Message
 from flwr.app.message.message import make_message
@@ -27,6 +26,8 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
 )
 from flwr.superlink.grid.http_grid import HttpGrid
+
+from strategies.errors import ProtocolError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,12 @@ class Replies:
     def pull(self, asked: Iterable[str]) -> list[Message]:
         """Return the replies to these messages that are whole by now; an error in place of one that cannot be had."""
         asked = set(asked)
+        for identity in self._announced.keys() - asked:  # nobody waits for it any more
+            del self._announced[identity]
         if fresh := asked - self._announced.keys():
             found = self._client.PullMessages(PullAppMessagesRequest(message_ids=fresh))
             for proto, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-                names = tuple(each.object_id for each in iterate_object_tree(tree))
+                names = tuple(dict.fromkeys(each.object_id for each in iterate_object_tree(tree)))
                 self._announced[proto.metadata.reply_to_message_id] = _Announced(
                     alone=message_from_proto(proto), names=names
                 )
@@ -63,33 +66,46 @@ class Replies:
         for identity in sorted(asked & self._announced.keys()):
             reply = self._announced[identity]
             try:
-                complete = self._fetch(reply)
-            except ObjectPullError:
-                reason = Error(ErrorCode.MESSAGE_UNAVAILABLE, "a part is not to be had")
-                whole.append(make_message(metadata=reply.alone.metadata, error=reason))
-            else:
-                if not complete:
+                if not self._fetch(reply):
                     continue
-                whole.append(self._put_together(reply))
+                whole.append(self._put_together(reply, identity))
+            except (ObjectPullError, ProtocolError):
+                reason = Error(ErrorCode.MESSAGE_UNAVAILABLE, "it is not to be had")
+                whole.append(make_message(metadata=reply.alone.metadata, error=reason))
             del self._announced[identity]
         return whole
 
     def _fetch(self, reply: _Announced) -> bool:
-        """Take the parts that have come; return whether none is missing."""
+        """Take parts up to the first that has not come; return whether none is missing."""
         fetch = make_pull_object_fn_protobuf(self._client.PullObject, self._grid.node, self._grid.run.run_id)
 
+        on_its_way = threading.Event()  # a silo sends part after part, so what follows is not there either
+
         def take(name: str) -> bytes:
-            with suppress(ObjectUnavailableError):  # still on its way
-                reply.parts[name] = fetch(name)
+            if not on_its_way.is_set():
+                try:
+                    reply.parts[name] = fetch(name)
+                except ObjectUnavailableError:
+                    on_its_way.set()
             return b""
 
         missing = [name for name in reply.names if name not in reply.parts]
         pull_objects(missing, take)
         return len(reply.parts) == len(reply.names)
 
-    def _put_together(self, reply: _Announced) -> Message:
+    def _put_together(self, reply: _Announced, asked: str) -> Message:
+        """Return the reply to a message.
+
+        Raises:
+            ProtocolError: its parts are not those of one.
+        """
         identity = reply.alone.metadata.message_id
-        whole = cast(Message, inflate_object_from_contents(identity, reply.parts))
+        try:
+            whole = inflate_object_from_contents(identity, reply.parts)
+        except Exception:  # noqa: BLE001 - whatever a silo has sent, the run goes on
+            raise ProtocolError("the parts of a reply do not fit together") from None
+        if not isinstance(whole, Message) or whole.metadata.reply_to_message_id != asked:
+            raise ProtocolError("the parts are not those of a reply to this message")
         whole.metadata.__dict__["_message_id"] = identity
         self._client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(

@@ -21,6 +21,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
+from typing import Any
 
 
 class FedsiloError(Exception):
@@ -53,6 +55,9 @@ class StudyError(SettingError):
         self.problems = tuple(sorted(problems, key=lambda p: p.line or 0))
         self.source = source
         super().__init__("\n".join(f"{source}, {p}" if p.line else f"{source}: {p}" for p in self.problems))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it crosses processes
+        return partial(StudyError, source=self.source), (self.problems,)
 
 
 class DataError(FedsiloError):
@@ -87,6 +92,9 @@ class Refusal(FedsiloError):
     def __init__(self, code: RefusalCode, reason: str) -> None:
         self.code = code
         super().__init__(reason)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it crosses processes
+        return Refusal, (self.code, str(self))
 
 
 class ProtocolError(FedsiloError):

@@ -56,7 +56,8 @@ def test_memory_is_that_of_the_tensors_alive_at_once() -> None:
     kept = torch.ones(1000)  # from before: not the step's
 
     def step() -> None:
-        whole = kept + 1.0  # 4,000 bytes
+        kept.add_(0.0)
+        whole = kept[:] + 1.0  # 4,000 bytes
         view = whole[10:]
         pair = view.double(), view.double()  # 7,920 bytes each
         del whole, view, pair

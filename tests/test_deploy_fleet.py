@@ -230,12 +230,12 @@ def replies_of(weights: Mapping[str, np.ndarray], late: int = 1) -> tuple[Announ
 def test_a_reply_is_had_when_its_last_part_has_come() -> None:
     """Contract with flwr 1.41: a reply is handed out once, and its parts can be asked for until they are confirmed."""
     coordinator, replies = replies_of({"a" * 64: WEIGHTS}, late=3)
-    assert [replies.pull(["a" * 64, "b" * 64]) for _ in range(2)] == [[], []]
-    (whole,) = replies.pull(["a" * 64, "b" * 64])
+    looks = [replies.pull(["a" * 64, "b" * 64]) for _ in range(3 * len(coordinator.objects))]
+    assert looks[:2] == [[], []]
+    (whole,) = [reply for look in looks for reply in look]
     found: Any = whole.content["fedsilo"]
     assert found["weights"].numpy().tobytes() == WEIGHTS.tobytes()
     assert whole.metadata.reply_to_message_id == "a" * 64 and coordinator.confirmed == [whole.metadata.message_id]
-    assert replies.pull(["a" * 64, "b" * 64]) == []
 
 
 def test_a_reply_whose_parts_do_not_come_holds_nobody_up() -> None:
@@ -256,6 +256,42 @@ def test_a_reply_whose_parts_do_not_come_holds_nobody_up() -> None:
     (late,) = replies.pull(["a" * 64])
     assert late.metadata.reply_to_message_id == "a" * 64
     assert all(coordinator.asked[name] == 1 for name in coordinator.objects), "a part was fetched twice"
+
+
+def test_a_look_asks_for_nothing_behind_a_part_that_is_on_its_way() -> None:
+    coordinator, replies = replies_of({"a" * 64: np.arange(40_000_000, dtype=np.float32)}, late=10**9)
+    assert len(coordinator.objects) > 30
+    assert replies.pull(["a" * 64]) == [] and sum(coordinator.asked.values()) <= 4  # Flower asks twice at a time
+
+
+def test_what_nobody_asks_for_any_more_is_let_go() -> None:
+    _, replies = replies_of({"a" * 64: WEIGHTS}, late=2)
+    replies.pull(["a" * 64])
+    assert list(replies._announced) == ["a" * 64]
+    assert replies.pull(["c" * 64]) == [] and not replies._announced
+
+
+@pytest.mark.parametrize("lie", ["a part is not in the tree", "to another message", "no message"])
+def test_a_reply_that_does_not_fit_together_is_an_error_and_the_others_count(lie: str) -> None:
+    coordinator, replies = replies_of({"a" * 64: WEIGHTS[:10], "b" * 64: WEIGHTS[:20]})
+    message, tree = coordinator.replies["a" * 64]
+    if lie == "a part is not in the tree":
+        del tree.children[:]
+    elif lie == "to another message":
+        coordinator.replies["a" * 64] = coordinator.replies["b" * 64]
+    else:
+        part = next(each for each in iterate_object_tree(tree) if each.object_id != message.object_id)
+        message.metadata.__dict__["_message_id"] = part.object_id
+    if lie == "to another message":
+        other = message_to_proto(remove_content_from_message(coordinator.replies["b" * 64][0]))
+        other.metadata.reply_to_message_id = "a" * 64
+        tree = coordinator.replies["b" * 64][1]
+        coordinator.PullMessages = lambda request: PullAppMessagesResponse(  # type: ignore[method-assign]
+            messages_list=[other], message_object_trees=[tree]
+        )
+    found = {reply.metadata.reply_to_message_id: reply for reply in replies.pull(["a" * 64, "b" * 64])}
+    assert found["a" * 64].has_error()
+    assert lie == "to another message" or not found["b" * 64].has_error()
 
 
 def test_a_reply_that_cannot_be_had_is_an_error_at_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import statistics
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from simulations import sweep as sweeping
 from simulations.sweep import Row, Table, markdown, shown, sweep, write
-from strategies.errors import DataError, RunError, StudyError
+from strategies.errors import DataError, FedsiloError, Problem, Refusal, RefusalCode, RunError, StudyError
 from strategies.sections import Mechanism
 from strategies.study import Study, override
 
@@ -207,6 +208,20 @@ def test_without_privacy_the_better_optimiser_counts(
         [str(folder / "study.toml")], epsilons=(), seeds=(1,), overrides={}, out=folder, tell=lambda _: None
     )
     assert [row.values["accuracy"] for row in table.rows] == [[0.99], [0.99], [counts]]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Refusal(RefusalCode.BUDGET, "it does not fit"),
+        StudyError([Problem(sentence="a = 1 is not allowed", line=3)], source="mine.toml"),
+        DataError("row 3"),
+        RunError("too few"),
+    ],
+)
+def test_errors_cross_processes(error: FedsiloError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error) and str(again) == str(error) and vars(again) == vars(error)
 
 
 def test_what_fails_in_a_process_is_told_and_ends_the_sweep(swept: tuple[Table, Path, list[str]]) -> None:

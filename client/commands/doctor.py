@@ -98,7 +98,7 @@ def _lines(folder: Path, planned: Study | None, words: Words) -> Iterator[Line]:
     yield from _opened_keys(silo, words)
     yield _asked("file system", lambda: _file_system(silo))
     yield _asked("disk", lambda: _disk(silo))
-    yield _sandbox()
+    yield _sandbox(silo.folder / "logs" / "worker.log")
     try:
         with silo.ledger() as ledger:
             yield from _of_ledger(silo, ledger, planned)
@@ -180,11 +180,18 @@ def _disk(silo: Silo) -> str:
     return f"{free // 2**20} MiB free"
 
 
-def _sandbox() -> Line:
+def _sandbox(log: Path) -> Line:
+    """Say what the last process that trained had, or what one would have that this command started."""
+    from client.worker import ALONE, SAYS
+
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    told = [line.removeprefix(SAYS) for line in lines if line.startswith(SAYS)]
+    if told:
+        state = "ok" if told[-1] == ALONE else "note"
+        return Line(what="training process", state=state, detail=f"the last one had {told[-1]}")
     asked = subprocess.run([sys.executable, "-m", "client.sandbox"], capture_output=True, text=True, check=False)
-    if asked.returncode == 0 and not asked.stdout.strip():
-        return Line(what="training process", state="ok", detail="runs without a network")
-    detail = f"has the network of its node: {asked.stdout.strip() or 'it could not be asked'}"
+    why_not = asked.stdout.strip() if asked.returncode == 0 else "it could not be asked"
+    detail = f"one started as this command is would have {f'the network: {why_not}' if why_not else ALONE}"
     return Line(what="training process", state="note", detail=detail)
 
 

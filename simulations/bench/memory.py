@@ -75,14 +75,19 @@ class _Alive(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        self._see((args, kwargs), counted=False)  # what an operation takes was there before, or is known
         found = function(*args, **(kwargs or {}))
-        for value in tree_leaves(found):
-            if isinstance(value, torch.Tensor) and value.device.type == "cpu":
-                self._see(value.untyped_storage())
+        self._see(found, counted=True)
         return found
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        name, size = storage._cdata, storage.nbytes()
+    def _see(self, values: Any, *, counted: bool) -> None:
+        for value in tree_leaves(values):
+            if isinstance(value, torch.Tensor) and value.device.type == "cpu":
+                storage = value.untyped_storage()
+                self._know(storage, storage.nbytes() if counted else 0)
+
+    def _know(self, storage: torch.UntypedStorage, size: int) -> None:
+        name = storage._cdata
         if name in self._known:
             return
         self._known.add(name)
