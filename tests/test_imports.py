@@ -29,6 +29,7 @@ FLOWER_FILES = {
     "server/silos.py",
     "server/cohort.py",
     "server/superlink.py",
+    "server/replies.py",
     "server/fleet.py",
     "server/envelopes.py",
     "server/resume.py",

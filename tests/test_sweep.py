@@ -171,17 +171,17 @@ def test_runs_in_processes_of_their_own_fill_the_same_table(
     told: list[str] = []
     both = sweep(
         [str(folder / "study.toml"), str(other)],
-        epsilons=(8.0,),
+        epsilons=(),
         seeds=(2,),
         overrides={},
         out=tmp_path / "runs",
         tell=told.append,
         workers=2,
     )
-    assert len(told) == 4 and [table.study for table in both] == ["small", "other"]
+    assert len(told) == 2 and [table.study for table in both] == ["small", "other"]
     for table in both:
-        assert [row.setting for row in table.rows] == [row.setting for row in one.rows[:4]]
-        for row, same in zip(table.rows[:3], one.rows[:3], strict=True):  # without noise, so equal
+        assert [row.setting for row in table.rows] == [row.setting for row in one.rows[:3]]
+        for row, same in zip(table.rows, one.rows[:3], strict=True):  # without noise, so equal
             assert row.values == {name: values[1:] for name, values in same.values.items()}
 
 
