@@ -31,6 +31,7 @@ from strategies.sections import Mechanism
 from strategies.study import Study
 
 _COLOURS = ("#0b5d8a", "#8a0b5d", "#5d8a0b", "#8a5d0b")
+_PANELS_A_LINE = 3
 Metrics = Mapping[str, float | None]
 
 
@@ -119,9 +120,8 @@ def sweep(
         for name in studies
         for setting in (_FEDERATED, *private)
     ]
-    asked = {
-        run.study: read_study(run.study, run.overrides)[0] for run in runs
-    }  # mistakes are told before the first run
+    # Mistakes are told before the first run.
+    asked = {run.study: read_study(run.study, run.overrides)[0] for run in runs}
     found: dict[str, dict[_Setting, dict[int, Metrics]]] = {name: {} for name in studies}
     for number, (run, own, baselines) in enumerate(_done(runs, min(workers, len(runs))), start=1):
         found[run.study].setdefault(run.setting, {})[run.seed] = own
@@ -278,8 +278,12 @@ def _draw(tables: Sequence[Table], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, len(tables), figsize=(5.2 * len(tables), 3.8), squeeze=False)
-    for panel, table in zip(panels[0], tables, strict=True):
+    columns = min(_PANELS_A_LINE, len(tables))
+    lines = -(-len(tables) // columns)
+    figure, panels = plt.subplots(lines, columns, figsize=(5.2 * columns, 3.8 * lines), squeeze=False)
+    for panel in panels.flat[len(tables) :]:
+        panel.set_visible(False)
+    for panel, table in zip(panels.flat, tables, strict=False):
         metric = table.metrics[0]
         private = sorted((row for row in table.rows if row.epsilon is not None), key=lambda row: row.epsilon or 0)
         for mechanism, colour in zip(dict.fromkeys(row.mechanism for row in private), _COLOURS, strict=False):

@@ -148,7 +148,7 @@ def the_walls_hold(world: Processes, scaled: Callable[..., int]) -> None:
         slow = [stack.enter_context(_tls(home, trust)) for _ in range(scaled(200, 40))]
         for each in slow:
             each.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost: x\r\n")
-        _flood(home, trust)
+        assert _flood(home, trust) * 2**20 < 150e6 + 2**17 * len(slow)  # what a connection that is open takes
         garbage = (
             b"GET / HTTP/9.9\r\n\r\n",
             b"\0" * 100,
