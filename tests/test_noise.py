@@ -17,10 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from client.training import noise as noise_file
 from client.training.noise import ROUNDING, add_noise
 from strategies.privacy import secret as secret_file
-from strategies.privacy.secret import GRID, SecretRandom, sample
+from strategies.privacy.secret import GRID, SecretRandom, gaussian_mechanism, sample
 
 FALSE_ALARM = 1e-9  # of each statistical test: one in a billion runs fails by chance
 CLIP = 0.3
@@ -64,9 +63,7 @@ def test_the_deviation_pays_for_the_grid(size: int) -> None:
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
 def test_the_output_is_on_the_grid_and_near_the_sum(values: list[float], clip_norm: float, multiplier: float) -> None:
     total = np.array(values)
-    released = add_noise(
-        torch.from_numpy(total), clip_norm=clip_norm, noise_multiplier=multiplier, random=SecretRandom()
-    )
+    released = add_noise(torch.tensor(total), clip_norm=clip_norm, noise_multiplier=multiplier, random=SecretRandom())
     steps = released.numpy() / (GRID * clip_norm)
     np.testing.assert_allclose(steps, np.rint(steps), rtol=1e-15, atol=0)
     away = steps * GRID * clip_norm - total
@@ -167,20 +164,23 @@ def test_the_ends_of_the_keystream_give_finite_values(word: int, monkeypatch: py
 def test_a_float32_sum_of_many_clip_norms_is_put_on_the_grid_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Found: the quotient by the grid step was taken in float32, which moved large sums by up to 2^-24 of themselves."""
     monkeypatch.setattr(SecretRandom, "normal", lambda self, count, deviation: np.zeros(count))
-    total, step = torch.linspace(-4000, 4000, 10_001) * CLIP, GRID * CLIP
-    seen: list[torch.Tensor] = []
-    original = torch.mul
-    monkeypatch.setattr(
-        torch, "mul", lambda values, *more, **named: seen.append(values.clone()) or original(values, *more, **named)
-    )
-    add_noise(total, clip_norm=CLIP, noise_multiplier=1.0, random=SecretRandom())
-    np.testing.assert_array_equal(seen[0].numpy(), np.rint(total.numpy().astype(np.float64) / step))
+    total, step = np.linspace(-4000, 4000, 10_001, dtype=np.float32) * np.float32(CLIP), GRID * CLIP
+    found = np.empty(len(total))
+    gaussian_mechanism(total, step=step, deviation=1.0, random=SecretRandom(), into=found)
+    np.testing.assert_array_equal(found, np.rint(total.astype(np.float64) / step) * step)
+
+
+def test_the_noise_takes_the_place_of_the_sum() -> None:
+    total = torch.linspace(-3, 3, 101)
+    before = total.clone()
+    assert add_noise(total, clip_norm=CLIP, noise_multiplier=2.0, random=SecretRandom()) is total
+    assert (total != before).all()
 
 
 def test_a_large_sum_gets_its_noise_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noise_file, "_AT_ONCE", 4000)
+    monkeypatch.setattr(secret_file, "_AT_ONCE", 4000)
     total = torch.linspace(-3, 3, 10_001)
-    noisy = add_noise(total, clip_norm=CLIP, noise_multiplier=2.0, random=SecretRandom())
+    noisy = add_noise(total.clone(), clip_norm=CLIP, noise_multiplier=2.0, random=SecretRandom())
     assert noisy.shape == total.shape and noisy.dtype == total.dtype
     parts = (noisy - total).split(4000)
     for part in parts[:2]:

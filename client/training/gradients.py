@@ -116,6 +116,9 @@ def _sorted_by_unit(
 def _portions(counts: NDArray[np.int64], most: int) -> Iterator[tuple[slice, slice]]:
     """Yield rows and units, whole units and at most `most` rows at a time (a larger unit is alone): memory does not
     grow with the batch. A unit counts as many rows as the largest that it is with, since it is filled up to it."""
+    if 0 < len(counts) <= most and counts[-1] == 1:  # the last is the largest
+        yield slice(0, len(counts)), slice(0, len(counts))
+        return
     ends = np.cumsum(counts)
     unit = row = 0
     while unit < len(counts):
@@ -244,8 +247,10 @@ def _filled(
 
     On a GPU the rows that are no records stay to the end, with a unit of no weight: the shapes are the same throughout.
     """
-    place = None if plan.aligned or x.is_cuda else torch.from_numpy(_places(_random_lanes(len(x))))
     count = len(x)
+    if plan.aligned and count == len(counts_U) and count % tile == 0:
+        return Rows(x=x, place=None, y=y, count=count, weight_N=None, units=Units(count=count))
+    place = None if plan.aligned or x.is_cuda else torch.from_numpy(_places(_random_lanes(count)))
     last = count if place is None else int(place.max()) + 1
     whole = -(-last // tile) * tile
     kept = whole if x.is_cuda else count

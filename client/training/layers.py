@@ -122,8 +122,8 @@ class Outer:
         g_U = _squared(self.g_UO).add_(_VANISHED * self.g_UO.shape[-1])
         if "weight" not in self.names:
             return g_U
-        a_U = _squared(self.a_UI).add_(_VANISHED * self.a_UI.shape[-1])
-        return a_U.add_(1.0).mul_(g_U) if "bias" in self.names else a_U.mul_(g_U)
+        a_U = _squared(self.a_UI).add_(1.0 if "bias" in self.names else _VANISHED * self.a_UI.shape[-1])
+        return a_U.mul_(g_U)
 
     def only(self, keep_U: torch.Tensor) -> Outer:
         a_UI, g_UO = torch.where(keep_U[:, None], self.a_UI, 0), torch.where(keep_U[:, None], self.g_UO, 0)
@@ -439,10 +439,11 @@ def parts_of(layer: nn.Module, a: torch.Tensor, g: torch.Tensor, units: Units, n
 
 def has_closed_form(layer: nn.Module) -> bool:
     """Return whether the gradients of such a layer are known here, without automatic differentiation."""
+    option = layer.__dict__.get  # a module that is asked for what it lacks takes long to say so
     unusual = (
         not layer._parameters.keys() <= {"weight", "bias"}  # a weight that is computed from others
-        or getattr(layer, "padding_mode", "zeros") != "zeros"
-        or getattr(layer, "scale_grad_by_freq", False)
-        or getattr(layer, "max_norm", None) is not None
+        or option("padding_mode", "zeros") != "zeros"
+        or option("scale_grad_by_freq", False)
+        or option("max_norm") is not None
     )
     return type(layer) in _HANDLERS and not unusual

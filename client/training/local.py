@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -94,11 +94,10 @@ def train(model: nn.Module, part: Part, shape: Shape, plan: Plan, strategy: Stra
         broadcast={name: vector.to(weight.device) for name, vector in aux.broadcast.items()},
         home={name: vector.to(weight.device) for name, vector in aux.home.items()},
     )
-    weight.grad = torch.zeros_like(weight)
-    optimizer = _torch_optimizer(weight, plan.optimizer)
+    optimizer = optimizer_on(weight, plan.optimizer)
     model.train()
     for gradient in gradients_of_steps(model, part, shape, plan, weight.device):
-        weight.grad.copy_(strategy.correct(gradient.to(weight.dtype), weight, anchor, aux))
+        weight.grad = strategy.correct(gradient.to(weight.dtype), weight, anchor, aux)
         optimizer.step()
     if not torch.isfinite(weight).all():
         raise RunError("local training left the range of numbers; lower the learning rate of training.optimizer")
@@ -168,17 +167,13 @@ class _Rows:
         return positions if self._order is None else self._order[positions].astype(np.intp)
 
 
-def _torch_optimizer(weight: torch.Tensor, optimizer: Optimizer) -> torch.optim.Optimizer:
+def optimizer_on(weight: torch.Tensor, optimizer: Optimizer) -> torch.optim.Optimizer:
+    """Return torch's optimiser of one tensor, so there is nothing that it could group (`foreach`)."""
+    named: dict[str, Any] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, "foreach": False}
     match optimizer:
         case Sgd():
-            return torch.optim.SGD(
-                [weight], lr=optimizer.lr, momentum=optimizer.momentum, weight_decay=optimizer.weight_decay
-            )
+            return torch.optim.SGD([weight], momentum=optimizer.momentum, **named)
         case Adam():
-            return torch.optim.Adam(
-                [weight], lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), weight_decay=optimizer.weight_decay
-            )
+            return torch.optim.Adam([weight], betas=(optimizer.beta1, optimizer.beta2), **named)
         case AdamW():
-            return torch.optim.AdamW(
-                [weight], lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), weight_decay=optimizer.weight_decay
-            )
+            return torch.optim.AdamW([weight], betas=(optimizer.beta1, optimizer.beta2), **named)

@@ -15,16 +15,16 @@ import os
 
 import torch
 
-from strategies.privacy.secret import GRID, SecretRandom, rounded_normal
+from strategies.privacy.secret import GRID, SecretRandom, gaussian_mechanism
 
-_AT_ONCE = 2**22  # values: noise is drawn in float64, and of a large model it would take more than all else
+_AT_ONCE = 2**22  # values on a GPU: noise is drawn in float64, and of a large model it would take more than all else
 ROUNDING = 2.0**-10  # of the clip norm; see `client.training.gradients`
 
 
 def add_noise(
     clipped_sum: torch.Tensor, *, clip_norm: float, noise_multiplier: float, random: SecretRandom
 ) -> torch.Tensor:
-    """Return the Gaussian mechanism's output for a sum of vectors that are each clipped to `clip_norm`.
+    """Turn a sum of vectors that are each clipped to `clip_norm` into the Gaussian mechanism's output, in its place.
 
     Args:
         clipped_sum: (d,) the sum, exact but for rounding.
@@ -33,20 +33,19 @@ def add_noise(
         random: where the noise of a CPU comes from; a GPU draws its own.
 
     Returns:
-        (d,) on the device of the sum, in its type.
+        (d,) the same tensor: the sum without noise is nowhere any more.
     """
     step = GRID * clip_norm
     deviation = noise_multiplier * (1.0 + ROUNDING + math.sqrt(len(clipped_sum)) * GRID) / GRID  # in steps of the grid
-    noisy = torch.empty_like(clipped_sum)
-    for some, out in zip(clipped_sum.split(_AT_ONCE), noisy.split(_AT_ONCE), strict=True):
-        if some.device.type == "cpu":
-            drawn = torch.from_numpy(rounded_normal(len(some), deviation, random))
-        else:
-            drawn = _drawn_on(some.device, len(some)).mul_(deviation).round_()
-        # In float64: a quotient in float32 would round sums of many clip norms once more, which nothing pays for.
+    if clipped_sum.device.type == "cpu":
+        values = clipped_sum.numpy()
+        gaussian_mechanism(values, step=step, deviation=deviation, random=random, into=values)
+        return clipped_sum
+    for some in clipped_sum.split(_AT_ONCE):
+        drawn = _drawn_on(some.device, len(some)).mul_(deviation).round_()
         drawn.add_((some.double() / step).round_())
-        out.copy_(torch.mul(drawn, step, out=drawn))
-    return noisy
+        some.copy_(drawn.mul_(step))
+    return clipped_sum
 
 
 def _drawn_on(device: torch.device, count: int) -> torch.Tensor:

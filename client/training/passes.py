@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from client.models.base import layout_of
+from client.training.chain import chain_of, fits, through
 from client.training.device import autocast
 from client.training.layers import Explicit, Part, Units, has_closed_form, parts_of
 from client.training.losses import RowLoss
@@ -48,6 +49,7 @@ class Plan:
         by_differentiation: names of layers that have no closed form here.
         aligned: whether every row of every matrix product is a multiple of 16 bytes.
         tile: rows that a batch is filled up to a multiple of.
+        chain: the layers of a model that is one.
         obstacles: why the layers do not tell all; not empty means row by row.
         replays: recorded passes, by what they depend on.
     """
@@ -59,6 +61,7 @@ class Plan:
     by_differentiation: tuple[str, ...]
     aligned: bool
     tile: int
+    chain: tuple[nn.Module, ...]
     obstacles: list[str] = field(default_factory=list)
     replays: dict[Hashable, Replay] = field(default_factory=dict)
 
@@ -151,6 +154,7 @@ def _planned(model: nn.Module) -> Plan:
         by_differentiation=tuple(open_form),
         aligned=aligned,
         tile=_TILE // 2 if aligned and even else _TILE,
+        chain=chain_of(model),
         obstacles=obstacles,
     )
 
@@ -162,6 +166,8 @@ def _say(plan: Plan) -> None:
 
 def parts(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
     """Return the gradients by unit of every parameter that the loss depends on."""
+    if fits(plan.chain, rows.x) and not plan.obstacles and not rows.x.is_cuda:
+        return _along_the_chain(plan, loss, rows)
     if not plan.obstacles:
         found = _layer_by_layer(model, plan, loss, rows)
         if not plan.obstacles:
@@ -256,6 +262,21 @@ def _outside(plan: Plan, out: torch.Tensor, calls: Iterable[_Call]) -> set[str]:
     return found
 
 
+def _along_the_chain(plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
+    def by_output(out: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            total = _total(loss, out.requires_grad_(), rows)
+        (g,) = torch.autograd.grad(total, out)
+        return g
+
+    found = []
+    for layer, a, g in through(plan.chain, rows.x, by_output):
+        slots = plan.owners[layer]
+        own = parts_of(layer, rows.own(a), rows.own(g), rows.units, slots)
+        found += [Located(part=part, slots=slots) for part in own]
+    return found
+
+
 def _layer_by_layer(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
     found: list[Located] = []
 
@@ -269,10 +290,9 @@ def _layer_by_layer(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> 
     # Layers of one place a row keep input and gradient until the sum is made in any case, so their gradients are asked
     # for together; those of the others are turned into parts on the way.
     out, calls = _forward(model, plan, rows.x, receive)
-    values_N = rows.own(_losses(loss, out, rows.y))
-    if plan.obstacles or not values_N.requires_grad:
+    total = _total(loss, out, rows)
+    if plan.obstacles or not total.requires_grad:
         return []
-    total = values_N.sum() if rows.weight_N is None else (values_N * rows.weight_N).sum()
     with torch.no_grad():
         by_output = torch.autograd.grad(total, [call.edge for call in calls], allow_unused=True)
         for call, g in zip(calls, by_output, strict=True):
@@ -281,15 +301,17 @@ def _layer_by_layer(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> 
     return found
 
 
-def _losses(loss: RowLoss, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return each row's loss; the loss sees whole tiles."""
+def _total(loss: RowLoss, out: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Return the sum over units of the mean loss of a unit's rows; the loss sees whole tiles."""
+    y = rows.y
     if out.dtype not in (torch.float32, torch.float64):
         out = out.float()
     more = -out.shape[0] % _TILE
     if more:
         out = torch.cat([out, out.new_zeros(more, *out.shape[1:])])
         y = torch.cat([y, y.new_zeros(more, *y.shape[1:])])
-    return loss(out, y)
+    values_N = rows.own(loss(out, y))
+    return values_N.sum() if rows.weight_N is None else (values_N * rows.weight_N).sum()
 
 
 @contextmanager
@@ -306,10 +328,20 @@ def _hooked(
 
 def _row_by_row(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    # By all places of each, but one name of a layer that has two: torch would swap it twice and never swap it back.
+    first = {p: name for name, p in model.named_parameters()}
+    places = {
+        f"{path}.{own}" if path else own: first[p]
+        for path, layer in model.named_modules()
+        for own, p in layer.named_parameters(recurse=False, remove_duplicate=False)
+        if p.requires_grad
+    }
 
     def of_row(x_1: torch.Tensor, y_1: torch.Tensor) -> dict[str, torch.Tensor]:
         def value(some: dict[str, torch.Tensor]) -> torch.Tensor:
-            return loss(torch.func.functional_call(model, some, (x_1[None],)), y_1[None])[0]
+            swapped = {place: some[name] for place, name in places.items()}
+            out = torch.func.functional_call(model, swapped, (x_1[None],), tie_weights=False)
+            return loss(out, y_1[None])[0]
 
         return torch.func.grad(value)(parameters)  # type: ignore[no-any-return]
 

@@ -187,12 +187,11 @@ def _fedsilo(network: Network, batch: int, device: torch.device) -> Step:
     )
     gradients = local.gradients_of_steps(model.train(), part, network.shape, plan, device)
     weight = flat_parameters(model)
-    weight.grad = torch.zeros_like(weight)
-    optimizer, grad = torch.optim.SGD([weight], lr=_LR), weight.grad
+    optimizer = local.optimizer_on(weight, plan.optimizer)
 
     def step() -> None:
         torch.backends.cudnn.allow_tf32 = False  # as `device.prepared` sets it
-        grad.copy_(next(gradients))
+        weight.grad = next(gradients).to(weight.dtype)
         optimizer.step()
         _wait(device)
 

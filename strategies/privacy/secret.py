@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 GRID = 2.0**-20  # of the clip norm: the grid on which sums meet their noise
 _AT_ONCE = 2**16  # values: what is worked on stays in the cache
+_SIGN_AND_EXPONENT_BITS, _ONE = np.uint64(12), np.uint64(0x3FF << 52)  # of a float64, and 1.0
 
 
 class SecretRandom:
@@ -51,20 +52,20 @@ class SecretRandom:
         """Return `count` independent normal values of mean 0.
 
         A pair is r cos(w), r sin(w) with r^2 = -2 log u. With t = tan(w / 2) both follow from one division, since
-        cos w = 2 / (1 + t^2) - 1 and sin w = 2 t / (1 + t^2); tan is several times faster than cos and sin here. Angles
-        have 53 bits like radii: where the noise is many clip norms wide, coarser ones would leave visible rays.
+        cos w = 2 / (1 + t^2) - 1 and sin w = 2 t / (1 + t^2); tan is several times faster than cos and sin here. Radii
+        have 52 bits and angles 51: where the noise is many clip norms wide, coarser ones would leave visible rays.
         """
         half = (count + 1) // 2
-        words = (self.uint64(2 * half) >> np.uint64(11)).view(np.int64)  # (k + 1/2) / 2^53 is uniform in (0, 1)
-        values = words.astype(np.float64)
+        words = self.uint64(2 * half)
+        words >>= _SIGN_AND_EXPONENT_BITS
+        words |= _ONE  # the bits of a float64 in [1, 2), and uniform there
+        values = words.view(np.float64)
         radius, sine = values[:half], values[half:]
-        radius += 0.5
-        radius *= 2.0**-53
+        radius -= 1.0 - 2.0**-53  # (k + 1/2) / 2^52 is in (0, 1)
         np.log(radius, out=radius)
         radius *= -2.0 * deviation**2
         np.sqrt(radius, out=radius)
-        sine *= np.pi * 2.0**-53
-        sine -= np.pi / 2 * (1.0 - 2.0**-53)  # half the angle, in (-pi/2, pi/2)
+        sine *= np.pi  # half the angle, over one period of tan
         np.tan(sine, out=sine)
         cosine = sine * sine
         cosine += 1.0
@@ -87,13 +88,26 @@ def sample(count: int, drawn: Callable[[int], NDArray[np.bool_]]) -> NDArray[np.
     return np.concatenate(found) if found else np.zeros(0, np.intp)
 
 
-def rounded_normal(count: int, deviation: float, random: SecretRandom) -> NDArray[np.float64]:
-    """Return `count` independent normal values of mean 0, each rounded to a whole number.
+def gaussian_mechanism(
+    total: NDArray[np.floating], *, step: float, deviation: float, random: SecretRandom, into: NDArray[np.floating]
+) -> None:
+    """Write the sum with normal noise of mean 0, both rounded to whole steps of a grid.
 
-    Added to whole numbers they are the Gaussian mechanism, rounded: rint(z + noise) = z + rint(noise).
+    So it is the Gaussian mechanism, rounded: rint(z + noise) = z + rint(noise) for whole z. Quotient and sum are taken
+    in float64: in float32 sums of many clip norms would be rounded once more, which nothing pays for.
+
+    Args:
+        total: (d,) the sum, in float32 or float64.
+        step: of the grid.
+        deviation: of the noise, in steps.
+        random: where the noise comes from.
+        into: (d,) where the result goes, in its type.
     """
-    values = np.empty(count)
-    for start in range(0, count, _AT_ONCE):
-        some = values[start : start + _AT_ONCE]
-        np.rint(random.normal(len(some), deviation), out=some)
-    return values
+    for start in range(0, len(total), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        values = np.divide(total[some], step, dtype=np.float64)
+        np.rint(values, out=values)
+        drawn = random.normal(len(values), deviation)
+        values += np.rint(drawn, out=drawn)
+        values *= step
+        into[some] = values

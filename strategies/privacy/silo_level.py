@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from strategies.layout import Vector
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import Gaussian
-from strategies.privacy.secret import GRID, SecretRandom, rounded_normal
+from strategies.privacy.secret import GRID, SecretRandom, gaussian_mechanism
 from strategies.study import Study
 
 _ENOUGH_SILOS = 100  # with central noise, below which the noise of a mean usually buries what was learnt
@@ -64,9 +64,9 @@ def noised(
     """
     step = GRID * clip_norm
     deviation = noise_multiplier * (1.0 + 2.0 * math.sqrt(len(total)) * GRID) / GRID  # in steps of the grid
-    values = rounded_normal(len(total), deviation, random)
-    values += np.rint(np.asarray(total, dtype=np.float64) / step)
-    return (values * step).astype(np.float32)
+    released = np.empty(len(total), np.float32)
+    gaussian_mechanism(np.asarray(total), step=step, deviation=deviation, random=random, into=released)
+    return released
 
 
 def noised_sum(updates: Iterable[Vector], study: Study) -> Vector:
