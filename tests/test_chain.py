@@ -122,6 +122,18 @@ def hooked() -> nn.Module:
     return model
 
 
+def watched() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    model[1].register_full_backward_hook(lambda layer, g_in, g_out: (2 * g_in[0],))
+    return model
+
+
+def replaced() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    model[1].forward = torch.sin
+    return model
+
+
 def frozen() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
     model[0].weight.requires_grad_(False)
@@ -145,6 +157,8 @@ class Doubled(nn.Linear):
 
 OTHERS: dict[str, Callable[[], nn.Module]] = {
     "a hook": hooked,
+    "a hook of the backward pass": watched,
+    "a forward pass put in place of its own": replaced,
     "a frozen weight": frozen,
     "its own forward pass": lambda: Own(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)),
     "a layer with its own forward pass": lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), Doubled(4, 3)),
@@ -175,6 +189,67 @@ def test_any_other_network_is_differentiated_as_before(name: str) -> None:
         gradient = torch.cat([g.flatten() for g in found])
         wanted += gradient * (clip_norm / gradient.norm()).clamp(max=1)
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_that_is_changed_after_its_first_step_is_not_taken_for_what_it_was() -> None:
+    torch.manual_seed(1)
+    x, y, units = torch.randn(16, 4), torch.randint(0, 3, (16,)), np.arange(16)
+
+    def hook(model: nn.Sequential) -> None:
+        model[1].register_forward_hook(lambda layer, inputs, out: 2 * out)
+
+    def other_activation(model: nn.Sequential) -> None:
+        model[1] = nn.Tanh()
+
+    def bounded(model: nn.Sequential) -> None:
+        model[1] = nn.Hardtanh()
+
+    for change in (hook, other_activation, bounded):
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).train()
+        before = clipped_sum(model, loss, (x, y), units, 0.5)
+        change(model)
+        after = clipped_sum(model, loss, (x, y), units, 0.5)
+        wanted = clipped_sum(Hidden(model).train(), loss, (x, y), units, 0.5)
+        assert (before - after).norm() > 0.01
+        torch.testing.assert_close(after, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("constant", [lambda out, y: torch.ones(len(out)), lambda out, y: out.detach()[:, 0]])
+def test_a_loss_that_does_not_see_the_output_has_no_gradient(constant: Callable[..., torch.Tensor]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).train()
+    batch = torch.randn(16, 4), torch.randint(0, 3, (16,))
+    assert not clipped_sum(model, constant, batch, np.arange(16), 0.5).any()
+
+
+def test_a_weight_that_is_a_buffer_elsewhere_is_found_there_too() -> None:
+    class Twin(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4, bias=False)
+            self.register_buffer("alias", self.a.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.a(x)) @ self.alias
+
+    model, clip_norm = Twin().train(), 0.5
+    x, y = torch.randn(8, 4), torch.randint(0, 3, (8,))
+    got, wanted = clipped_sum(model, loss, (x, y), np.arange(8), clip_norm), torch.zeros(16)
+    for row in range(8):
+        (g,) = torch.autograd.grad(loss(model(x[row : row + 1]), y[row : row + 1])[0], [model.a.weight])
+        wanted += g.flatten() * (clip_norm / g.norm()).clamp(max=1)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_that_flattens_later_dimensions_alone_does_that() -> None:
+    model = nn.Sequential(nn.Flatten(2), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).train()
+    x, y = torch.randn(16, 1, 2, 2), torch.randint(0, 3, (16,))
+
+    def of_places(out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        assert out.shape[1:] == (1, 3)
+        return F.cross_entropy(out[:, 0], y, reduction="none")
+
+    got = clipped_sum(model, of_places, (x, y), np.arange(16), 0.5)
+    torch.testing.assert_close(got, clipped_sum(Hidden(model).train(), of_places, (x, y), np.arange(16), 0.5))
 
 
 def test_inputs_with_places_are_not_taken_for_a_chain_s() -> None:

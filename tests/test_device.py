@@ -288,7 +288,7 @@ def test_bfloat16_gives_bounded_sums_in_float32_near_those_of_float32(
         return torch.autocast("cpu", dtype=torch.bfloat16)
 
     monkeypatch.setattr(passes, "autocast", autocast)
-    monkeypatch.setattr(passes, "fits", lambda layers, x: False)  # as on a GPU
+    monkeypatch.setattr(passes, "fits", lambda layers, model, x: False)  # as on a GPU
     total = gradients.clipped_sum(model, row_loss(shape), (x, y), units, 0.5)
     assert used and total.dtype == torch.float32 and total.shape == exact.shape
     assert 1e-7 < (total - exact).norm() / exact.norm() < 0.1  # eight bits, and they were used

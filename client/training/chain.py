@@ -26,15 +26,25 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[Callable[[Tensor], Tensor], Callable[[
 def chain_of(model: nn.Module) -> tuple[nn.Module, ...]:
     """Return the layers of a model that is such a chain, perhaps with one that flattens in front; else nothing."""
     layers = tuple(model) if type(model) is nn.Sequential else ()
-    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in (model, *layers)):
+    if any(map(_is_changed, (model, *layers))):
         return ()
-    body = layers[1:] if layers and type(layers[0]) is nn.Flatten else layers
+    body = layers[1:] if layers and _flattens(layers[0]) else layers
     return layers if body and type(body[0]) is nn.Linear and all(map(_is_known, body)) else ()
 
 
-def fits(layers: tuple[nn.Module, ...], x: Tensor) -> bool:
-    """Return whether there is a chain that takes such inputs: (rows, features), or anything that it flattens."""
-    return bool(layers) and (x.ndim == 2 or type(layers[0]) is nn.Flatten)
+def fits(layers: tuple[nn.Module, ...], model: nn.Module, x: Tensor) -> bool:
+    """Return whether a model still is the chain that was found, and takes such inputs: (rows, features), or anything
+    that it flattens."""
+    return bool(layers) and (x.ndim == 2 or _flattens(layers[0])) and chain_of(model) == layers
+
+
+def _is_changed(layer: nn.Module) -> bool:
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return bool(hooks) or "forward" in layer.__dict__
+
+
+def _flattens(layer: nn.Module) -> bool:
+    return type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)
 
 
 def _is_known(layer: nn.Module) -> bool:
@@ -55,8 +65,8 @@ def through(
         by_output: from the chain's output to the gradient by it.
     """
     with torch.no_grad():
-        values = [x.flatten(1)]
-        layers = layers[1:] if type(layers[0]) is nn.Flatten else layers
+        values = [x.detach().flatten(1)]
+        layers = layers[1:] if _flattens(layers[0]) else layers
         for layer in layers:
             a = values[-1]
             if isinstance(layer, nn.Linear):

@@ -94,10 +94,11 @@ def train(model: nn.Module, part: Part, shape: Shape, plan: Plan, strategy: Stra
         broadcast={name: vector.to(weight.device) for name, vector in aux.broadcast.items()},
         home={name: vector.to(weight.device) for name, vector in aux.home.items()},
     )
+    weight.grad = torch.zeros_like(weight)
     optimizer = optimizer_on(weight, plan.optimizer)
     model.train()
     for gradient in gradients_of_steps(model, part, shape, plan, weight.device):
-        weight.grad = strategy.correct(gradient.to(weight.dtype), weight, anchor, aux)
+        weight.grad.copy_(strategy.correct(gradient.to(weight.dtype), weight, anchor, aux))
         optimizer.step()
     if not torch.isfinite(weight).all():
         raise RunError("local training left the range of numbers; lower the learning rate of training.optimizer")

@@ -33,7 +33,7 @@ def add_noise(
         random: where the noise of a CPU comes from; a GPU draws its own.
 
     Returns:
-        (d,) the same tensor: the sum without noise is nowhere any more.
+        (d,) the same tensor, which holds the sum without noise no more.
     """
     step = GRID * clip_norm
     deviation = noise_multiplier * (1.0 + ROUNDING + math.sqrt(len(clipped_sum)) * GRID) / GRID  # in steps of the grid

@@ -2,7 +2,8 @@
 
 Hooks record the input of each layer that has parameters; the backward pass is asked for gradients by layers' outputs
 alone, so autograd skips every weight; each layer is turned into its part (`client.training.layers`) as soon as its
-output's gradient is there, and what it was made from is let go.
+output's gradient is there, and what it was made from is let go. A small network that is a chain of linear layers needs
+neither hooks nor a graph on a CPU (`client.training.chain`).
 
 A model whose layers do not tell all (a parameter that two layers share or that is used outside its layer, a layer
 called twice, on several inputs as torch.nn.MultiheadAttention is, or on a tensor that does not have the rows of the
@@ -166,7 +167,7 @@ def _say(plan: Plan) -> None:
 
 def parts(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
     """Return the gradients by unit of every parameter that the loss depends on."""
-    if fits(plan.chain, rows.x) and not plan.obstacles and not rows.x.is_cuda:
+    if not plan.obstacles and not rows.x.is_cuda and fits(plan.chain, model, rows.x):
         return _along_the_chain(plan, loss, rows)
     if not plan.obstacles:
         found = _layer_by_layer(model, plan, loss, rows)
@@ -266,8 +267,8 @@ def _along_the_chain(plan: Plan, loss: RowLoss, rows: Rows) -> list[Located]:
     def by_output(out: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
             total = _total(loss, out.requires_grad_(), rows)
-        (g,) = torch.autograd.grad(total, out)
-        return g
+        known = torch.autograd.grad(total, out, allow_unused=True)[0] if total.requires_grad else None
+        return torch.zeros_like(out) if known is None else known
 
     found = []
     for layer, a, g in through(plan.chain, rows.x, by_output):
@@ -333,8 +334,11 @@ def _row_by_row(model: nn.Module, plan: Plan, loss: RowLoss, rows: Rows) -> list
     places = {
         f"{path}.{own}" if path else own: first[p]
         for path, layer in model.named_modules()
-        for own, p in layer.named_parameters(recurse=False, remove_duplicate=False)
-        if p.requires_grad
+        for own, p in (
+            *layer.named_parameters(recurse=False, remove_duplicate=False),
+            *layer.named_buffers(recurse=False, remove_duplicate=False),
+        )
+        if p in first and p.requires_grad
     }
 
     def of_row(x_1: torch.Tensor, y_1: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -187,11 +187,12 @@ def _fedsilo(network: Network, batch: int, device: torch.device) -> Step:
     )
     gradients = local.gradients_of_steps(model.train(), part, network.shape, plan, device)
     weight = flat_parameters(model)
-    optimizer = local.optimizer_on(weight, plan.optimizer)
+    weight.grad = torch.zeros_like(weight)
+    optimizer, grad = local.optimizer_on(weight, plan.optimizer), weight.grad
 
     def step() -> None:
         torch.backends.cudnn.allow_tf32 = False  # as `device.prepared` sets it
-        weight.grad = next(gradients).to(weight.dtype)
+        grad.copy_(next(gradients))
         optimizer.step()
         _wait(device)
 
