@@ -715,7 +715,8 @@ def test_no_text_of_an_error_leaves(
     monkeypatch.setattr(module, function, fails)
     answer = ask(silo, kind, message(), monkeypatch)
     assert reply_of(answer) == wire.Refused(code=code)
-    assert CANARY.encode() not in bytes_of(answer) and b"4711" not in bytes_of(answer)
+    # Not its digits alone: a time or an identifier may hold those by chance.
+    assert not any(word.encode() in bytes_of(answer) for word in (CANARY, "patient", "Müller", "M\\u00fcller"))
     assert CANARY in log_of(silo)
     assert [(line["field"], line["run"]) for line in egress(silo)] == [("Refused.code", RUN)]
 
