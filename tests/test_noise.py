@@ -17,12 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from client.training import noise as noise_file
 from client.training.noise import ROUNDING, add_noise
 from strategies.privacy import secret as secret_file
 from strategies.privacy.secret import GRID, SecretRandom, gaussian_mechanism, sample
 
 FALSE_ALARM = 1e-9  # of each statistical test: one in a billion runs fails by chance
 CLIP = 0.3
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="gpu: none here")
 
 
 class Ones(SecretRandom):
@@ -168,6 +170,20 @@ def test_a_float32_sum_of_many_clip_norms_is_put_on_the_grid_exactly(monkeypatch
     found = np.empty(len(total))
     gaussian_mechanism(total, step=step, deviation=1.0, random=SecretRandom(), into=found)
     np.testing.assert_array_equal(found, np.rint(total.astype(np.float64) / step) * step)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+def test_noise_that_is_drawn_on_a_device_has_the_same_law(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise_file, "_AT_ONCE", 30_000)
+    step, deviation = GRID * CLIP, 1.5 / GRID
+    values = torch.zeros(100_003, dtype=torch.float64, device=device)
+    noise_file._add_on_device(values, step, deviation)
+    found = values.cpu().numpy()
+    assert accepts_normal(found, 1.5 * CLIP) and not accepts_normal(found, CLIP) and len(set(found)) > 90_000
+    np.testing.assert_array_equal(found, np.rint(found / step) * step)
+    with_sum = torch.full((100_003,), 1000.0, device=device)
+    noise_file._add_on_device(with_sum, step, deviation)
+    assert accepts_normal(with_sum.cpu().double().numpy() - 1000, 1.5 * CLIP)
 
 
 def test_the_noise_takes_the_place_of_the_sum() -> None:

@@ -40,12 +40,17 @@ def add_noise(
     if clipped_sum.device.type == "cpu":
         values = clipped_sum.numpy()
         gaussian_mechanism(values, step=step, deviation=deviation, random=random, into=values)
-        return clipped_sum
-    for some in clipped_sum.split(_AT_ONCE):
+    else:
+        _add_on_device(clipped_sum, step, deviation)
+    return clipped_sum
+
+
+def _add_on_device(total: torch.Tensor, step: float, deviation: float) -> None:
+    """As `gaussian_mechanism`, where the sum lies."""
+    for some in total.split(_AT_ONCE):
         drawn = _drawn_on(some.device, len(some)).mul_(deviation).round_()
         drawn.add_((some.double() / step).round_())
         some.copy_(drawn.mul_(step))
-    return clipped_sum
 
 
 def _drawn_on(device: torch.device, count: int) -> torch.Tensor:
