@@ -22,7 +22,7 @@ RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def by_engine(model: nn.Module, loss: RowLoss, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return (rows, d): what each row would add to the sum alone, by the parts that the clipped sum is made from."""
     plan, each = passes.plan_of(model, x), np.ones(len(x), dtype=np.int64)
-    rows = gradients._filled(x, y, np.arange(len(x)), each, plan, plan.tile)
+    rows = gradients._filled(x, y, (np.arange(len(x)), each, 1), plan, plan.tile)
     found = passes.parts(model, plan, loss, rows)
     kind = torch.promote_types(next(model.parameters()).dtype, torch.float32)
     total = torch.zeros(len(x), plan.layout.size, dtype=kind)

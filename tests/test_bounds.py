@@ -57,7 +57,8 @@ def test_no_unit_adds_more_than_the_clip_norm(spec: str, data: st.DataObject) ->
     def total(rows: np.ndarray) -> torch.Tensor:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(gradients, "_random_lanes", lambda _: ((rows + lanes) % 4).astype(np.uint8))
-            found = gradients.clipped_sum(model, row_loss(shape), (x[rows], y[rows]), units[rows], clip_norm)
+            batch = x[rows], y[rows]
+            found = gradients.clipped_sum(model, row_loss(shape), batch, units[rows], clip_norm, rows_of_a_unit=count)
         assert torch.isfinite(found).all()
         return found
 
@@ -65,6 +66,28 @@ def test_no_unit_adds_more_than_the_clip_norm(spec: str, data: st.DataObject) ->
     for unit in set(units.tolist()):
         assert total(np.flatnonzero(units == unit)).norm() <= clip_norm * LOOSE
         assert (whole - total(np.flatnonzero(units != unit))).norm() <= clip_norm * LOOSE
+
+
+def test_a_unit_of_several_rows_does_not_change_how_the_norms_of_others_are_found() -> None:
+    """Found: with it the norms came from products of places, without it from lengths, and where inputs are 1e19 and
+    gradients nearly nothing the two are far apart."""
+    spec, units = "vit(width=8, depth=2, heads=2, patch=4)", np.array([1, 1, 2, 0])
+    shape, model = ARCHITECTURES[spec], model_of(spec, 0.0)
+    x, y = rows_of(shape, 4)
+    x[:] = 0.0
+    x[3].view(-1)[::50] = 1e19
+
+    def moved(rows_of_a_unit: int | None) -> float:
+        whole, without = (
+            gradients.clipped_sum(
+                model, row_loss(shape), (x[rows], y[rows]), units[rows], 1e-3, rows_of_a_unit=rows_of_a_unit
+            )
+            for rows in (np.arange(4), np.array([2, 3]))
+        )
+        return float((whole - without).norm())
+
+    assert moved(2) <= 1e-3 * LOOSE and moved(4) <= 1e-3 * LOOSE
+    assert moved(None) > 1.2e-3  # the test sees the fault
 
 
 @every_architecture
@@ -120,7 +143,7 @@ def bits(
     lanes[row] = lane
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradients, "_random_lanes", lambda _: lanes)
-        rows = gradients._filled(x, y, np.arange(len(x)), np.ones(len(x), dtype=np.int64), plan, tile or plan.tile)
+        rows = gradients._filled(x, y, (np.arange(len(x)), np.ones(len(x), np.int64), 1), plan, tile or plan.tile)
     found = {}
     for part, slots in ((one.part, one.slots) for one in passes.parts(model, plan, row_loss(shape), rows)):
         if isinstance(part, Explicit):

@@ -192,6 +192,7 @@ def test_a_unit_gives_at_most_its_records_chosen_afresh(plan: Plan, most: int, m
 
     def spy(model: nn.Module, loss: Any, batch: Any, unit_of_row: np.ndarray, *rest: float) -> np.ndarray:
         batches.append((batch[0][:, 0].tolist(), unit_of_row.tolist()))
+        assert not plan.private or rest[-1] == most  # what norms are found by is the public number
         return original(model, loss, batch, unit_of_row, *rest)
 
     monkeypatch.setattr(local, name, spy)

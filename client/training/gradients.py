@@ -50,8 +50,12 @@ def clipped_sum(
     unit_of_row: NDArray[np.int64],
     clip_norm: float,
     rows_of_a_pass: int | None = None,
+    rows_of_a_unit: int | None = None,
 ) -> torch.Tensor:
     """Return the sum over units of each unit's mean gradient, clipped to `clip_norm`.
+
+    How a unit's norm is found depends on how many rows a unit may have, so that number has to be public: were it that
+    of the batch's largest unit, one unit's presence would move what others add.
 
     Args:
         model: (rows, ...) to (rows, outputs), no operation across rows.
@@ -61,6 +65,8 @@ def clipped_sum(
         clip_norm: L2 bound on each unit's contribution.
         rows_of_a_pass: at most so many rows go through the model together, and on a GPU always so many; None: as many
             as memory allows.
+        rows_of_a_unit: at least as many as any unit has; public. None: as many as the largest in this batch, for what
+            is not released.
 
     Returns:
         (d,) float32, or float64 where the sum has several parts, in the order of the model's layout, on its device.
@@ -72,6 +78,7 @@ def clipped_sum(
         return torch.zeros(layout_of(model).size, device=x.device)
     plan = plan_of(model, x)
     order, place_of_unit, counts = _sorted_by_unit(unit_of_row)
+    widest = max(rows_of_a_unit or 1, int(counts.max()))
     exact = len(counts) > _FLOAT32_UNITS or plan.parameters[0][0].dtype == torch.float64
     sum_type = torch.float64 if exact else torch.float32
     most = rows_at_once(model, x)
@@ -85,12 +92,12 @@ def clipped_sum(
             plan,
             loss,
             (x[rows], y[rows]) if order is None else (x[order[rows]], y[order[rows]]),
-            (place_of_unit[rows] - units.start, counts[units]),
+            (place_of_unit[rows] - units.start, counts[units], widest),
             clip_norm,
             sum_type,
             most if x.is_cuda else plan.tile,
         )
-        for rows, units in _portions(counts, most)
+        for rows, units in _portions(counts, max(1, most // widest))
     ]
     return totals[0] if len(totals) == 1 else torch.stack(totals).sum(dim=0, dtype=torch.float64)
 
@@ -98,34 +105,20 @@ def clipped_sum(
 def _sorted_by_unit(
     unit_of_row: NDArray[np.int64],
 ) -> tuple[torch.Tensor | None, NDArray[np.int64], NDArray[np.int64]]:
-    """Return the order of rows by unit (None: as they are), then for each row its unit's position, and rows a unit.
-
-    Units with fewer rows come first, so that units of like size go through the model together.
-    """
+    """Return the order of rows by unit (None: as they are), then for each row its unit's position, and rows a unit."""
     if len(unit_of_row) < 2 or (unit_of_row[1:] > unit_of_row[:-1]).all():
         return None, np.arange(len(unit_of_row)), np.ones(len(unit_of_row), np.int64)
     _, unit_N, counts = np.unique(unit_of_row, return_inverse=True, return_counts=True)
-    by_size = np.argsort(counts, kind="stable")
-    place_of_unit = np.empty_like(by_size)
-    place_of_unit[by_size] = np.arange(len(by_size))
-    place = place_of_unit[unit_N]
-    order = np.argsort(place, kind="stable")
-    return torch.from_numpy(order), place[order], counts[by_size]
+    order = np.argsort(unit_N, kind="stable")
+    return torch.from_numpy(order), unit_N[order], counts
 
 
-def _portions(counts: NDArray[np.int64], most: int) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and units, whole units and at most `most` rows at a time (a larger unit is alone): memory does not
-    grow with the batch. A unit counts as many rows as the largest that it is with, since it is filled up to it."""
-    if 0 < len(counts) <= most and counts[-1] == 1:  # the last is the largest
-        yield slice(0, len(counts)), slice(0, len(counts))
-        return
-    ends = np.cumsum(counts)
-    unit = row = 0
-    while unit < len(counts):
-        filled = counts[unit:] * np.arange(1, len(counts) - unit + 1)
-        last = unit + max(int(np.searchsorted(filled, most, side="right")), 1)
-        yield slice(row, int(ends[last - 1])), slice(unit, last)
-        unit, row = last, int(ends[last - 1])
+def _portions(counts: NDArray[np.int64], units: int) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and units, so many units at a time: memory does not grow with the batch."""
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    for first in range(0, len(counts), units):
+        last = min(first + units, len(counts))
+        yield slice(int(ends[first]), int(ends[last])), slice(first, last)
 
 
 def _clipped(
@@ -133,13 +126,13 @@ def _clipped(
     plan: Plan,
     loss: RowLoss,
     batch: Batch,
-    grouping: tuple[NDArray[np.int64], NDArray[np.int64]],
+    grouping: tuple[NDArray[np.int64], NDArray[np.int64], int],
     clip_norm: float,
     sum_type: torch.dtype,
     tile: int,
 ) -> torch.Tensor:
-    (x, y), (place_N, counts_U) = batch, grouping
-    rows = _filled(x, y, place_N, counts_U, plan, tile)
+    (x, y), (place_N, _, _) = batch, grouping
+    rows = _filled(x, y, grouping, plan, tile)
     if rows.x.is_cuda and rows.units.unit_N is None and not plan.obstacles:
         total, sound = _replayed(model, plan, loss, rows, clip_norm, sum_type)
         if sound:
@@ -241,14 +234,22 @@ def _or_zero(gradient: torch.Tensor | None, parameter: torch.Tensor) -> torch.Te
 
 
 def _filled(
-    x: torch.Tensor, y: torch.Tensor, place_N: NDArray[np.int64], counts_U: NDArray[np.int64], plan: Plan, tile: int
+    x: torch.Tensor, y: torch.Tensor, grouping: tuple[NDArray[np.int64], NDArray[np.int64], int], plan: Plan, tile: int
 ) -> Rows:
     """Fill the batch up to whole tiles, and say which rows belong together.
 
     On a GPU the rows that are no records stay to the end, with a unit of no weight: the shapes are the same throughout.
+
+    Args:
+        x: (rows, ...) inputs.
+        y: (rows, ...) targets.
+        grouping: each row's unit, each unit's number of rows, and the most that a unit may have.
+        plan: of the model.
+        tile: rows of one.
     """
+    place_N, counts_U, widest = grouping
     count = len(x)
-    if plan.aligned and count == len(counts_U) and count % tile == 0:
+    if plan.aligned and widest == 1 and count % tile == 0:
         return Rows(x=x, place=None, y=y, count=count, weight_N=None, units=Units(count=count))
     place = None if plan.aligned or x.is_cuda else torch.from_numpy(_places(_random_lanes(count)))
     last = count if place is None else int(place.max()) + 1
@@ -257,19 +258,19 @@ def _filled(
     x, y = _spread(x, place, whole), _spread(y, place, whole)
     weight_N = np.zeros(kept, np.float32)
     weight_N[:count] = 1.0 / counts_U[place_N]
-    if len(counts_U) == count:
+    if widest == 1:
         units = Units(count=kept)
     else:
         unit_N = np.full(kept, len(counts_U))
         unit_N[:count] = place_N
-        rows_UR = np.full((len(counts_U) + (kept > count), int(counts_U.max())), -1)
-        rows_UR[: len(counts_U)][np.arange(rows_UR.shape[1]) < counts_U[:, None]] = np.arange(count)
+        rows_UR = np.full((len(counts_U) + (kept > count), widest), -1)
+        rows_UR[: len(counts_U)][np.arange(widest) < counts_U[:, None]] = np.arange(count)
         units = Units(
             count=len(rows_UR),
             unit_N=torch.from_numpy(unit_N).to(x.device),
             rows_UR=torch.from_numpy(rows_UR).to(x.device),
         )
-    plain = kept == count == len(counts_U)
+    plain = kept == count and widest == 1
     return Rows(
         x=x,
         place=place,

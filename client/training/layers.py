@@ -48,7 +48,7 @@ class Units:
     Args:
         count: number of units.
         unit_N: (rows,) position of each row's unit; None when row n is unit n.
-        rows_UR: (units, most rows of a unit) rows of each unit, -1 where it has fewer; None as above.
+        rows_UR: (units, most rows that a unit may have) rows of each unit, -1 where it has fewer; None as above.
     """
 
     count: int

@@ -122,7 +122,7 @@ def gradients_of_steps(
         chosen, unit_of_row = rows.of(units, plan.max_records_per_unit, source)
         batch = (part.x[chosen].to(device), part.y[chosen].to(device))
         if plan.private:
-            total = clipped_sum(model, loss, batch, unit_of_row, plan.clip_norm, most)
+            total = clipped_sum(model, loss, batch, unit_of_row, plan.clip_norm, most, plan.max_records_per_unit)
             total = add_noise(total, clip_norm=plan.clip_norm, noise_multiplier=plan.noise_multiplier, random=secret)
         else:
             total = mean_gradient(model, loss, batch, unit_of_row)
