@@ -88,6 +88,8 @@ def test_a_unit_of_several_rows_does_not_change_how_the_norms_of_others_are_foun
 
     assert moved(2) <= 1e-3 * LOOSE and moved(4) <= 1e-3 * LOOSE
     assert moved(None) > 1.2e-3  # the test sees the fault
+    with pytest.raises(ValueError, match="a unit has 2 rows, more than the 1 that were said"):
+        moved(1)
 
 
 @every_architecture

@@ -78,7 +78,9 @@ def clipped_sum(
         return torch.zeros(layout_of(model).size, device=x.device)
     plan = plan_of(model, x)
     order, place_of_unit, counts = _sorted_by_unit(unit_of_row)
-    widest = max(rows_of_a_unit or 1, int(counts.max()))
+    widest = int(counts.max()) if rows_of_a_unit is None else rows_of_a_unit
+    if counts.max() > widest:
+        raise ValueError(f"a unit has {counts.max()} rows, more than the {widest} that were said")
     exact = len(counts) > _FLOAT32_UNITS or plan.parameters[0][0].dtype == torch.float64
     sum_type = torch.float64 if exact else torch.float32
     most = rows_at_once(model, x)
