@@ -93,6 +93,21 @@ STRANGER = make(Order(common="authority", authority=True))
 GOOD = Order()
 
 
+def _request(one: ssl.SSLSocket) -> bytes:
+    """One whole request: who answers and closes with bytes unread resets the connection, and the answer may be lost."""
+    with one.makefile("rb") as stream:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            line = stream.readline()
+            if not line:
+                return head
+            head += line
+        length = next(
+            (line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")), b"0"
+        )
+        return head + stream.read(int(length))
+
+
 class Server:
     """A TLS server of a few lines that answers 403 and keeps what it read."""
 
@@ -114,7 +129,7 @@ class Server:
             try:
                 plain, _ = self.listener.accept()
                 with self.context.wrap_socket(plain, server_side=True) as one:
-                    self.read += one.recv(4096)
+                    self.read += _request(one)
                     one.sendall(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 6\r\n\r\nroster")
             except ssl.SSLError:
                 continue
