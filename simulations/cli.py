@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from simulations.bench.commands import app as bench
-from strategies.command import Json, guarded, not_built
+from strategies.command import Json, guarded
 from strategies.errors import SettingError, nearest
 from strategies.privacy.mechanisms import TRUSTED
 from strategies.sections import Mechanism
@@ -161,10 +161,37 @@ def _mechanism(text: str) -> Mechanism:
     return found[0]
 
 
-@app.command("audit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def audit_command() -> None:
-    """Audit the privacy of a study empirically (not built yet)."""
-    raise not_built("fedsilo-simulate audit", "the empirical audit")
+@app.command("audit", epilog="Example: fedsilo-simulate audit breast-cancer --canaries 1000")
+def audit_command(
+    study: Annotated[str, typer.Argument(help="A ready study's name or the path of a study file.")] = "breast-cancer",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value of the study; may be repeated."),
+    ] = None,
+    canaries: Annotated[
+        int, typer.Option(min=100, max=100_000, help="Units of the audit's own; half of them, by coins, are in.")
+    ] = 1000,
+    out: Annotated[Path, typer.Option(help="Folder that holds the folders of audits.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Attack a study's private training and compare what it shows with what is claimed; exit code 4 if it is more."""
+    from simulations.ready import read_study
+
+    parsed, base = read_study(study, dict(parse_override(text) for text in overrides or []))
+    from simulations.audit import audit
+    from strategies.report.audit_page import summary
+
+    console = Console(stderr=as_json, highlight=False, quiet=as_json)
+    with _steps(console) as advance:
+        done = audit(parsed, base, out=out, canaries=canaries, advance=advance)
+    if as_json:
+        print(json.dumps({"audit": str(done.folder), **done.facts}))
+    else:
+        _print_audit(console, done.facts)
+        console.print(f"{summary(done.facts)}.", style="bold red" if done.contradicted else None, soft_wrap=True)
+        console.print(f"page   {_shown(done.folder / 'audit.html')}", soft_wrap=True)
+    if done.contradicted:
+        raise typer.Exit(4)
 
 
 app.add_typer(bench, name="bench")
@@ -255,6 +282,26 @@ def _progress(console: Console, study: Study) -> Iterator[_Seen]:
         logger.removeHandler(handler)
 
 
+@contextmanager
+def _steps(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal, and elsewhere each tenth of the steps."""
+    if console.is_terminal:
+        columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda steps, total: bar.update(task, advance=steps, total=total)
+        return
+    taken = 0
+
+    def advance(steps: int, total: int) -> None:
+        nonlocal taken
+        before, taken = taken, taken + steps
+        if 10 * taken // total > 10 * before // total:
+            console.print(f"step {taken} of {total}")
+
+    yield advance
+
+
 def _interrupted(folder: Path | None) -> None:
     if folder is None:
         print("stopped before the first round; nothing was trained", file=sys.stderr)
@@ -302,6 +349,29 @@ def _print(console: Console, outcome: Outcome) -> None:
         ("silos", outcome.silos[0].parent),
     ):
         console.print(f"{label:<7}{_shown(path)}", soft_wrap=True)
+
+
+def _print_audit(console: Console, facts: dict[str, Any]) -> None:
+    table = Table("check", "measured", "interval", "claimed", "holds", title="conformance", title_justify="left")
+    for check in facts["conformance"]:
+        interval = f"{check['low']:.4f} to {check['high']:.4f}"
+        holds = "yes" if check["holds"] else "[bold red]NO[/]"
+        table.add_row(check["name"], f"{check['measured']:.4f}", interval, f"{check['claimed']:.4f}", holds)
+    console.print(table)
+    claim = facts["claim"]
+    title = f"attacks: epsilon at delta = {claim['delta']:g}, of which {claim['epsilon']:.4f} is claimed"
+    columns = ("attack on", "in the data", "guesses right", "at least", "at least, Gaussian")
+    table = Table(*columns, title=title, title_justify="left")
+    for key in ("canaries", "records"):
+        layer = facts[key]
+        table.add_row(
+            key,
+            f"{layer['included']} of {layer['canaries']}",
+            f"{layer['correct']} of {layer['made']}",
+            f"{layer['epsilon_lower_bound']:.4f}",
+            f"{layer['epsilon_lower_bound_gaussian']:.4f}",
+        )
+    console.print(table)
 
 
 def _print_silos(console: Console, facts: dict[str, Any], privacy: dict[str, Any]) -> None:

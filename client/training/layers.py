@@ -320,7 +320,7 @@ def _padding(layer: Convolution) -> list[tuple[int, int]]:
 
 def _embedding(layer: nn.Embedding, ids: torch.Tensor, g: torch.Tensor, units: Units, names: Names) -> list[Part]:
     """(N, ...) and (N, ..., O)."""
-    ids_NS, g_KO = ids.flatten(1), g.reshape(-1, g.shape[-1])
+    ids_NS, g_KO = ids.reshape(len(ids), -1), g.reshape(-1, g.shape[-1])
     rows = torch.arange(len(ids), device=ids.device) if units.unit_N is None else units.unit_N
     pair_K, order_K = (rows[:, None] * layer.num_embeddings + ids_NS).flatten().sort(stable=True)
     if layer.padding_idx is not None:

@@ -45,6 +45,17 @@ class Profile:
             most = min(most, direct, 1.0 - math.exp(-eps) * (1.0 - false_positives - delta))
         return min(1.0, round_up(max(most, false_positives)))
 
+    def false_positives(self, power: float) -> float:
+        """Return the smallest false-positive rate of any test with this true-positive rate, rounded down.
+
+        The same inequalities, solved for the other rate.
+        """
+        least = 0.0
+        for eps, delta in self.pairs:
+            direct = math.exp(-eps) * (power - delta)
+            least = max(least, direct, 1.0 - delta - math.exp(min(eps, 700.0)) * (1.0 - power))
+        return max(0.0, min(power, math.floor(least * 1e15 - 1.0) / 1e15))
+
 
 def profile(events: Iterable[Event], delta: float) -> Profile | None:
     """Return the curve from epsilon 0 to half as far again as the epsilon at `delta`; None without a bound or release.
@@ -86,7 +97,7 @@ def gaussian_fit(curve: Profile, delta: float) -> GaussianFit | None:
     pairs = [(eps, value) for eps, value in curve.pairs if value >= delta]
     if not pairs or pairs[-1][0] > 500:
         return None
-    mu = round_up(max(_mu(eps, value) for eps, value in pairs))
+    mu = round_up(max(mu_of(eps, value) for eps, value in pairs))
     return GaussianFit(mu=mu, error=round_up(max(0.0, *(gaussian_delta(eps, mu) - value for eps, value in pairs))))
 
 
@@ -98,7 +109,8 @@ def gaussian_delta(eps: float, mu: float) -> float:
     return below - math.exp(eps) * 0.5 * math.erfc((eps / mu + mu / 2) / math.sqrt(2))
 
 
-def _mu(eps: float, delta: float) -> float:
+def mu_of(eps: float, delta: float) -> float:
+    """Return mu of the Gaussian-DP curve that has `delta` at `eps`, at most 1000."""
     low, high = 0.0, 1.0
     while gaussian_delta(eps, high) < delta and high < 1e3:
         high *= 2

@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 
+from strategies.report.audit_template import AUDIT
 from strategies.report.budget_template import BUDGET
 from strategies.report.numbers import NOTHING
 from strategies.report.run_template import RUN
@@ -24,7 +25,7 @@ def fill(page: str, values: dict[str, Any]) -> str:
     """Return a page.
 
     Args:
-        page: "run" or "budget".
+        page: "run", "budget" or "audit".
         values: what its template names.
     """
     return _environment().get_template(page).render(style=STYLE, nothing=NOTHING, **values) + "\n"
@@ -32,7 +33,7 @@ def fill(page: str, values: dict[str, Any]) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    pages = {"parts": PARTS, "run": RUN, "budget": BUDGET}
+    pages = {"parts": PARTS, "run": RUN, "budget": BUDGET, "audit": AUDIT}
     return Environment(
         loader=DictLoader(pages), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
