@@ -76,12 +76,7 @@ def audit(
         SettingError: the study has no per-step mechanism to audit.
         FedsiloError: as a run does.
     """
-    mechanism = study.file.privacy.mechanism
-    if mechanism != "dp-sgd":
-        raise SettingError(
-            f"privacy.mechanism = '{mechanism}' is not allowed with an audit, which looks at the steps of dp-sgd; "
-            "write mechanism = 'dp-sgd' to audit it"
-        )
+    require_auditable(study)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix="silos-of-audit-") as scratch:
         study, _ = complete(study, source := read_dataset(study, base), base)
@@ -90,9 +85,18 @@ def audit(
     folder = out / f"audit-{study.file.study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder.mkdir()
     (folder / "study.toml").write_text(study.text, encoding="utf-8")
-    (folder / "audit.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
-    (folder / "audit.html").write_text(render(facts), encoding="utf-8")
+    keep(facts, folder)
     return Audited(folder=folder, facts=facts)
+
+
+def require_auditable(study: Study) -> None:
+    """Raise SettingError unless the study makes its privacy in steps."""
+    mechanism = study.file.privacy.mechanism
+    if mechanism != "dp-sgd":
+        raise SettingError(
+            f"privacy.mechanism = '{mechanism}' is not allowed with an audit, which looks at the steps of dp-sgd; "
+            "write mechanism = 'dp-sgd' to audit it"
+        )
 
 
 def audit_silo(study: Study, silo: Silo, *, canaries: int, advance: Callable[[int, int], None]) -> dict[str, Any]:
@@ -129,8 +133,8 @@ def audit_silo(study: Study, silo: Silo, *, canaries: int, advance: Callable[[in
     in_data = _coins(part.units)
     loss = losses_of(training, in_data)
     layers = {
-        "canaries": _layer(score, included, curve, claimed),
-        "records": _layer(-loss, in_data, curve, claimed),
+        "canaries": _layer(score, included, curve),
+        "records": _layer(-loss, in_data, curve),
     }
     return {
         **_what(study, silo, part.units),
@@ -140,9 +144,15 @@ def audit_silo(study: Study, silo: Silo, *, canaries: int, advance: Callable[[in
         **layers,
         "roc_bound": [[rate, curve.power(rate)] for rate in np.linspace(0, 1, 41).tolist()],
         "histogram": _histogram(seen.observations.untouched_TK, claim.noise_multiplier),
-        "false_alarm": {"each_check": FALSE_ALARM, "lower_bounds": 1 - one_run.CONFIDENCE},
+        "false_alarm": {"each_check": FALSE_ALARM, "each_attack": one_run.FALSE_ALARM},
         "contradicted": not all(check.holds for check in checks) or any(e["contradicted"] for e in layers.values()),
     }
+
+
+def keep(facts: Mapping[str, Any], folder: Path) -> None:
+    """Write audit.json and audit.html."""
+    (folder / "audit.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    (folder / "audit.html").write_text(render(facts), encoding="utf-8")
 
 
 def _what(study: Study, silo: Silo, units: int) -> dict[str, Any]:
@@ -168,17 +178,16 @@ def _coins(count: int) -> Mask:
     return bits[:count].astype(np.bool_)
 
 
-def _layer(score: NDArray[np.float64], included: Mask, curve: Profile, claimed: Mapping[str, float]) -> dict[str, Any]:
+def _layer(score: NDArray[np.float64], included: Mask, curve: Profile) -> dict[str, Any]:
     guesses = one_run.guess(score, included, max(1, round(_GUESSED * len(score))))
-    bound = one_run.lower_bound(guesses, DELTA)
     return {
         **asdict(guesses),
         "included": int(included.sum()),
-        "epsilon_lower_bound": bound,
+        "epsilon_lower_bound": one_run.lower_bound(guesses, DELTA),
         "epsilon_lower_bound_gaussian": one_run.gaussian_lower_bound(guesses, DELTA),
         "most_that_can_be_shown": _ceiling(guesses),
         "roc": [list(pair) for pair in one_run.rates(score, included)],
-        "contradicted": one_run.contradicts(guesses, curve, FALSE_ALARM) or bound > claimed["epsilon"],
+        "contradicted": one_run.contradicts(guesses, curve, one_run.FALSE_ALARM),
     }
 
 

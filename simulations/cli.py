@@ -21,6 +21,7 @@ from simulations.bench.commands import app as bench
 from strategies.command import Json, guarded
 from strategies.errors import SettingError, nearest
 from strategies.privacy.mechanisms import TRUSTED
+from strategies.report.declared import CONTRADICTED
 from strategies.sections import Mechanism
 from strategies.study import parse_override
 
@@ -56,6 +57,7 @@ def run_command(
     out: Annotated[Path, typer.Option(help="Folder that holds the run folders.")] = Path("runs"),
     engine: Annotated[str | None, typer.Option(help="Override simulation.engine: inline.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Make new silo folders, with untouched budgets.")] = False,
+    audited: Annotated[bool, typer.Option("--audit", help="Attack the training too; the report tells.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a study across simulated silos and write its run folder."""
@@ -65,7 +67,11 @@ def run_command(
     values = dict(parse_override(text) for text in overrides or [])
     values |= {key: value for key, value in (("study.seed", seed), ("simulation.engine", engine)) if value is not None}
     parsed, base = read_study(study, values)
+    from simulations.audit import require_auditable
     from simulations.run import simulate  # loads torch, so a mistake in the study is told before it
+
+    if audited:
+        require_auditable(parsed)
 
     console = Console(stderr=as_json, highlight=False, quiet=as_json)
     if not parsed.private:
@@ -74,7 +80,7 @@ def run_command(
         console.print(f"[yellow]{few}[/]")
     with _progress(console, parsed) as seen:
         try:
-            outcome = simulate(parsed, base, out=out, fresh=fresh)
+            outcome = simulate(parsed, base, out=out, fresh=fresh, audited=audited)
         except KeyboardInterrupt:
             _interrupted(seen.folder)
             raise typer.Exit(1) from None
@@ -82,6 +88,8 @@ def run_command(
         print(json.dumps(machine_readable(outcome)))
     else:
         _print(console, outcome)
+    if outcome.facts["audit"]["status"] == CONTRADICTED:
+        raise typer.Exit(4)
 
 
 @app.command("list", epilog="Example: fedsilo-simulate list models")
@@ -342,6 +350,8 @@ def _print(console: Console, outcome: Outcome) -> None:
     _print_silos(console, facts, privacy)
     for note in facts["simulation"]["read_off_the_data"]:
         console.print(f"[dim]not private: {note}[/]")
+    if facts["audit"]["status"] != "not run":
+        console.print(f"audit: {facts['audit']['reason']}", soft_wrap=True)
     console.print(f"{len(facts['rounds'])} rounds in {outcome.seconds:.1f} s")
     for label, path in (
         ("run", outcome.folder),

@@ -25,6 +25,7 @@ from simulations.sources import read_dataset
 from strategies.errors import NotBuiltError, Refusal
 from strategies.proof.canonical import dump
 from strategies.proof.entries import public_hex
+from strategies.report.audit_page import beside
 from strategies.report.usefulness import interval
 from strategies.study import Study
 
@@ -49,7 +50,9 @@ class Outcome:
     seconds: float
 
 
-def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_baselines: bool = True) -> Outcome:
+def simulate(
+    study: Study, base: Path, *, out: Path, fresh: bool = False, with_baselines: bool = True, audited: bool = False
+) -> Outcome:
     """Run a study in this process.
 
     Args:
@@ -58,6 +61,7 @@ def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_b
         out: folder that holds run folders and silo folders.
         fresh: make new silo folders, with untouched budgets.
         with_baselines: also train what the result is compared with.
+        audited: also attack the study's training at the first silo (`simulations.audit`).
 
     Raises:
         FedsiloError: as the server or a silo says; finished rounds are on disk.
@@ -97,6 +101,13 @@ def simulate(study: Study, base: Path, *, out: Path, fresh: bool = False, with_b
 
         log.info("baselines")
         facts["baselines"] = asdict(baselines(study, parts, test))
+    if audited:
+        from simulations.audit import CANARIES, audit_silo, keep
+
+        log.info("audit")
+        found = audit_silo(study, Silo.open(silos[0]), canaries=CANARIES, advance=lambda steps, total: None)
+        keep(found, folder.path)
+        facts["audit"] = beside(found)
     folder.record_report(facts)
     _write_pins(silos, out)
     return Outcome(folder=folder.path, facts=facts, silos=silos, seconds=time.monotonic() - began)

@@ -173,16 +173,45 @@ def test_wrong_usage_exits_2(tmp_path: Path, run: Run, arguments: tuple[str, ...
     one_sentence(run("fedsilo-simulate", *arguments, cwd=tmp_path), 2)
 
 
+TWO = [
+    word
+    for text in ("simulation.silos=2", "simulation.partition=iid", "cohort.min_silos=2")
+    for word in ("--set", text)
+]
+
+
+def test_an_audit_prints_one_json_object_and_leaves_its_page(study: Path, run: Run) -> None:
+    done = run("fedsilo-simulate", "audit", "study.toml", *TWO, "--canaries", "200", "--json", cwd=study)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (study / facts["audit"] / "audit.html").exists() and facts["contradicted"] is False
+    assert facts["claim"]["epsilon"] > facts["canaries"]["epsilon_lower_bound"] >= 0
+    assert len(facts["conformance"]) == 9 and all(check["holds"] for check in facts["conformance"])
+
+
+def test_an_audit_that_contradicts_the_claim_exits_4(study: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from client.training import local
+
+    add = local.add_noise
+    halved = {"noise_multiplier": 1.0}
+    monkeypatch.setattr(local, "add_noise", lambda total, **named: add(total, **{**named, **halved}))
+    for arguments in (("audit", "study.toml", *TWO), ("run", "study.toml", "--audit", *TWO)):
+        done = run("fedsilo-simulate", *arguments, cwd=study)
+        assert done.returncode == 4 and "contradicts the claim" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
-    ("command", "subcommands"),
+    "arguments",
     [
-        ("fedsilo-simulate", "audit"),
+        ("audit", "study.toml", "--canaries", "99"),
+        ("audit", "study.toml", "--set", "privacy.mechanism=none", "--set", "privacy.noise_multiplier=2"),
+        ("audit", "study.toml", "--set", "privacy.mechanism=local-gaussian"),
+        ("run", "study.toml", "--audit", "--set", "privacy.mechanism=local-gaussian"),
+        ("audit", "absent"),
     ],
 )
-def test_what_is_not_built_yet_says_so(tmp_path: Path, run: Run, command: str, subcommands: str) -> None:
-    assert process(command, "--help", cwd=tmp_path).returncode == 0
-    for subcommand in subcommands.split():
-        assert "not part of this version" in one_sentence(run(command, subcommand, "x.toml", cwd=tmp_path), 1)
+def test_an_audit_that_cannot_be_made_says_so_in_a_sentence(study: Path, run: Run, arguments: tuple[str, ...]) -> None:
+    one_sentence(run("fedsilo-simulate", *arguments, cwd=study), 2)
 
 
 def test_the_calculator(tmp_path: Path, run: Run) -> None:

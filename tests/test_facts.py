@@ -324,7 +324,7 @@ def test_nothing_released_or_nothing_bounded_has_no_numbers() -> None:
 
 def test_trust_audit_tuning_and_what_would_void_are_stated() -> None:
     found = facts(study())
-    assert found["audit"]["status"] == "not run" and "no audit" in found["audit"]["reason"]
+    assert found["audit"]["status"] == "not run" and "fedsilo-simulate audit" in found["audit"]["reason"]
     assert "2^-10 clip norms" in found["privacy"]["floating_point"] and "2^-20" in found["privacy"]["floating_point"]
     assert "every run is charged" in found["tuning"] and len(found["void"]) >= 4
     assert "each silo's update by itself" in dict(found["trust"])["The server sees"]

@@ -162,8 +162,7 @@ class WithCanaries(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.table = nn.Embedding(weights, 1)
-        nn.init.zeros_(self.table.weight)
+        self.table = nn.Embedding.from_pretrained(torch.zeros(weights, 1), freeze=False)  # draws no random number
         self._records, self._outputs, self._pull = records, outputs, pull
 
     def forward(self, row_N: torch.Tensor) -> torch.Tensor:

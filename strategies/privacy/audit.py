@@ -28,9 +28,11 @@ from strategies.errors import AccountingError
 from strategies.privacy.accountant import DIGITS
 from strategies.privacy.profile import Profile, mu_of
 
-CONFIDENCE = 0.95
+CONFIDENCE = 0.95  # of a lower bound that is shown
+FALSE_ALARM = 1e-3  # of an attack; its bounds lose little power by it
 _LARGEST = 64.0  # epsilon beyond which no bound is looked for
 _HALVINGS = 40
+_NO_NOISE = 1e-3  # below it a unit is plain to see in any case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +61,9 @@ def p_value(guesses: Guesses, epsilon: float, delta: float) -> float:
     right = 1.0 / (1.0 + math.exp(-epsilon))
     made, correct = guesses.made, guesses.correct
     beta = float(binom.sf(correct - 1, made, right))
-    steepest = max(
-        ((float(binom.sf(correct - i - 1, made, right)) - beta) / i for i in range(1, correct + 1)), default=0.0
-    )
-    return min(1.0, beta + 2 * guesses.canaries * delta * max(0.0, steepest))
+    i = np.arange(1, correct + 1)
+    steepest = float(np.max((binom.sf(correct - i - 1, made, right) - beta) / i, initial=0.0))
+    return min(1.0, beta + 2 * guesses.canaries * delta * steepest)
 
 
 def lower_bound(guesses: Guesses, delta: float, confidence: float = CONFIDENCE) -> float:
@@ -125,7 +126,7 @@ def scores(observed_TC: NDArray[np.floating], *, sampling_rate: float, noise_mul
         sampling_rate: of a step.
         noise_multiplier: noise over clip norm, as measured.
     """
-    gain = (2.0 * observed_TC.astype(np.float64) - 1.0) / (2.0 * noise_multiplier**2)
+    gain = (2.0 * observed_TC.astype(np.float64) - 1.0) / (2.0 * max(noise_multiplier, _NO_NOISE) ** 2)
     if sampling_rate == 1:
         return np.asarray(gain.sum(axis=0))
     return np.asarray(np.logaddexp(math.log1p(-sampling_rate), math.log(sampling_rate) + gain).sum(axis=0))

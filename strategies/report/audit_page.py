@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from strategies.report.declared import CONTRADICTED
 from strategies.report.drawing import HALF, INK, MUTED, ONE, TWO, Chart, Size, chart, plot
 from strategies.report.numbers import count, delta_text, floor, minute, percent, plain, privacy
 from strategies.report.run_rows import row
@@ -35,7 +36,7 @@ _READING = (
     "A canary is a unit of the audit's own with a coordinate that no record touches; its whole gradient lies there, so "
     "that one noisy sum shows noise alone or noise plus one clip norm. It goes through what records go through.",
     "The interval of a check comes from what was measured alone. A check fails a mechanism that is as claimed once in "
-    "ten thousand times at most.",
+    "a hundred thousand times at most, an attack once in a thousand; a bound at 95 % may pass a true claim oftener.",
     "The attack knows every noisy sum, more than a server ever sees, and guesses for the tenth of canaries that look "
     "most and the tenth that look least like members. Lower bounds: Steinke et al. 2023 (arXiv 2305.08846), for any "
     "mechanism; Mahloujifar et al. 2024 (arXiv 2410.22235), for Gaussian curves.",
@@ -93,6 +94,16 @@ def summary(facts: Facts) -> str:
         f"Gaussian curve), of the {privacy(claim['epsilon'])} that is claimed at δ = {delta_text(claim['delta'])}: no "
         "contradiction, which is no proof"
     )
+
+
+def beside(facts: Facts) -> dict[str, Any]:
+    """Return what a run's report says of an audit that stands beside it."""
+    return {
+        "status": CONTRADICTED if facts["contradicted"] else "run",
+        "reason": f"{summary(facts)}; see audit.html beside this page",
+        "file": "audit.json",
+        "roc": facts["canaries"]["roc"],
+    }
 
 
 def _failed(facts: Facts) -> list[str]:

@@ -24,11 +24,11 @@ TUNING = (
     "Looking at the "
     "records by other means (features, bounds, early stopping by eye) is not accounted."
 )
+CONTRADICTED = "contradicted"  # status of an audit that found more than is claimed
 AUDIT = {
     "status": "not run",
-    "reason": "this version has no audit of the running mechanism; what it guarantees rests on the accounting "
-    "and on the "
-    "tests of the code",
+    "reason": "no audit of the running mechanism stands in this page (fedsilo-simulate audit makes one); what is "
+    "guaranteed rests on the accounting and on the tests of the code",
 }
 FLOATING_POINT = (
     "sums and noise lie on a grid of 2^-20 clip norms, so low bits give nothing away (Mironov 2012); for the distance "

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from strategies.errors import RefusalCode
-from strategies.report.declared import AT_ORDER, BY_PLAN
+from strategies.report.declared import AT_ORDER, BY_PLAN, CONTRADICTED
 from strategies.report.guarantee import tier
 from strategies.report.numbers import NOTHING, count, delta_text, minute, one_in, percent, plain, privacy
 from strategies.report.run_charts import round_rows, run_charts
@@ -42,7 +42,7 @@ _READING = (
     "The guess: from a 50:50 belief, ε allows a belief of at most e^ε / (1 + e^ε). With δ counted in, the chance to "
     "guess right is at most (e^ε + δ) / (1 + e^ε), whatever the observer does with what was sent, now or later.",
     "Every privacy number is an upper bound, computed from the mechanism's settings and rounded up. It holds for a "
-    "silo that runs this code; this page reports no attack that was tried against it.",
+    "silo that runs this code; what was tried against it stands under Audit.",
     "Without amplification: ε if each step had used every unit, so without counting on it that nobody knows who was "
     "sampled.",
     "Tiers: Ponomareva et al. 2023, How to DP-fy ML (arXiv 2303.00654): ε up to 1 is strong, up to 10 reasonable, "
@@ -61,6 +61,7 @@ def render(facts: Mapping[str, Any]) -> str:
     private = privacy_facts["mechanism"] != "none"
     worst = worst_of(silos) if private else None
     unbounded = any(silo.rounds and silo.epsilon is None for silo in silos)
+    refuted = facts["audit"]["status"] == CONTRADICTED
     caption, columns = silo_head(privacy_facts, private)
     codes = sorted({*facts["never_joined"], *(silo.refusal for silo in silos if silo.refusal)})
     return fill(
@@ -72,8 +73,8 @@ def render(facts: Mapping[str, Any]) -> str:
             "unit": privacy_facts["unit"],
             "simulation": simulation_rows(facts.get("simulation")),
             "notes": _notes(facts, silos),
-            "claim": _claim(facts, worst, silos) if worst and not unbounded else None,
-            "alarm": _alarm(private) if unbounded or not private else None,
+            "claim": _claim(facts, worst, silos) if worst and not (unbounded or refuted) else None,
+            "alarm": _alarm(private) if unbounded or not private else _refuted(facts) if refuted else None,
             "silos": [silo_row(silo, private) for silo in silos],
             "silo_caption": caption,
             "silo_columns": columns,
@@ -167,6 +168,16 @@ def _alarm(private: bool) -> dict[str, Any]:
             "The study's mechanism is none: silos sent their model updates without clipping and without noise. Such "
             "updates can give away single records, and nothing on this page bounds how much.",
             "Do not treat the updates or the model as anonymous.",
+        ),
+    }
+
+
+def _refuted(facts: Facts) -> dict[str, Any]:
+    return {
+        "title": "Warning: an audit contradicts the privacy claim",
+        "sentences": (
+            f"{facts['audit']['reason']}.",
+            "The numbers below are what was accounted; the mechanism that ran is another one.",
         ),
     }
 

@@ -139,7 +139,7 @@ def profile_chart(key: str, title: str, pairs: Pairs, chosen: tuple[float, float
     return chart(key, title, text, size, draw)
 
 
-def roc_chart(key: str, title: str, pairs: Pairs, stated: tuple[float, float]) -> Chart:
+def roc_chart(key: str, title: str, pairs: Pairs, stated: tuple[float, float], tried: Pairs = ()) -> Chart:
     """Draw the largest true-positive rate of any attack over its false-positive rate.
 
     Args:
@@ -147,6 +147,7 @@ def roc_chart(key: str, title: str, pairs: Pairs, stated: tuple[float, float]) -
         title: with unit.
         pairs: false-positive and true-positive rates.
         stated: the pair that is written out.
+        tried: what an audit's own attack reached.
     """
     size = Size(width=HALF, height=250, top=52)
 
@@ -155,16 +156,23 @@ def roc_chart(key: str, title: str, pairs: Pairs, stated: tuple[float, float]) -
         axes.plot(*zip(*pairs, strict=True), color=ONE, linewidth=2, label="bound")
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.3, linestyle=(0, (2, 2)), label="blind guess")
         axes.plot(*stated, marker="o", markersize=8, color=TWO, linestyle="", clip_on=False)
+        if tried:
+            axes.plot(*zip(*tried, strict=True), color=TWO, linewidth=1.4, marker="x", markersize=4, label="audit")
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        figure.legend(loc="upper left", ncols=2)
+        figure.legend(loc="upper left", ncols=3)
 
+    under = (
+        "The crosses are what the audit's attack reached on canaries of one silo; chance can move each of them."
+        if tried
+        else "No audit has put a point under the line."
+    )
     text = (
         f"An attack that accuses {percent(stated[0])} of the units that were not used finds at most "
         f"{percent(stated[1])} "
-        "of those that were (dot). No audit has put a point under the line."
+        f"of those that were (dot). {under}"
     )
     return chart(key, title, text, size, draw)
 

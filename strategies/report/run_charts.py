@@ -106,7 +106,11 @@ def _attack_charts(facts: Facts, private: bool) -> dict[str, Chart]:
     return absent | {
         "profile": profile_chart("profile", titles["profile"], numbers["profile"], claimed),
         "roc": roc_chart(
-            "roc", titles["roc"], numbers["roc"], (numbers["false_positive_rate"], numbers["true_positive_rate"])
+            "roc",
+            titles["roc"],
+            numbers["roc"],
+            (numbers["false_positive_rate"], numbers["true_positive_rate"]),
+            facts["audit"].get("roc", ()),
         ),
         "ways": ways_chart("ways", titles["ways"], bars_of(numbers)),
         "steps": steps_chart("steps", titles["steps"], parts)
