@@ -14,8 +14,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from dp_accounting import NeighboringRelation
+from dp_accounting.pld import pld_pmf, privacy_loss_distribution
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -24,6 +27,7 @@ from strategies.errors import AccountingError, SettingError
 from strategies.privacy import accountant
 from strategies.privacy.accountant import calibrate, epsilon, epsilon_at_order, round_up
 from strategies.privacy.events import Exact, Gaussian, from_json, merge, to_json
+from strategies.privacy.losses import gaussian_losses
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "accounting.json").read_text(encoding="utf-8"))
 ROWS = {row["row"]: row for row in VECTORS["epsilon"]}
@@ -344,13 +348,12 @@ def test_an_unsound_pld_is_refused(value: float, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("error", [MemoryError, ValueError, OverflowError, ZeroDivisionError])
 @pytest.mark.parametrize("which", ["pld", "rdp"])
 def test_a_failing_accountant_fails_closed(which: Any, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    from dp_accounting.pld import privacy_loss_distribution
     from dp_accounting.rdp import RdpAccountant
 
     def fail(*_: Any, **__: Any) -> None:
         raise error("planted")
 
-    monkeypatch.setattr(privacy_loss_distribution, "from_gaussian_mechanism", fail)
+    monkeypatch.setattr(pld_pmf, "create_pmf_pessimistic_connect_dots_fixed_gap", fail)
     monkeypatch.setattr(RdpAccountant, "compose", fail)
     with pytest.raises(AccountingError, match="planted"):
         epsilon([gaussian(1.8765, 0.07, 3)], 1e-5, accountant=which)
@@ -439,3 +442,35 @@ def test_a_divergence_that_is_not_sound_bounds_nothing(divergence: float) -> Non
     from strategies.privacy.accountant import _at_order
 
     assert _at_order(3.0, divergence, 1e-5) == math.inf
+
+
+@given(
+    st.floats(-3, 4).map(math.exp),
+    st.one_of(st.just(1.0), st.floats(-12, -1e-3).map(math.exp)),
+    st.sampled_from(["add-or-remove-one", "replace-one"]),
+)
+@example(1.0, 0.1, "add-or-remove-one")
+@example(0.03, 0.5, "replace-one")
+@example(0.7, 0.9999, "replace-one")
+def test_a_distribution_of_losses_is_that_of_dp_accounting(
+    noise_multiplier: float, rate: float, neighbouring: Any
+) -> None:
+    """Probability by probability; a last bit of a divergence of about 1 is divided by the step of the grid."""
+    interval = max(1e-3, 0.01 / noise_multiplier**2)
+    ours = gaussian_losses(noise_multiplier, rate, neighbouring, interval)
+    theirs = privacy_loss_distribution.from_gaussian_mechanism(
+        noise_multiplier,
+        sampling_prob=rate,
+        value_discretization_interval=interval,
+        neighboring_relation=NeighboringRelation.REPLACE_ONE
+        if neighbouring == "replace-one"
+        else NeighboringRelation.ADD_OR_REMOVE_ONE,
+    )
+    for name in ("_pmf_remove", "_pmf_add"):
+        one, other = (getattr(found, name).to_dense_pmf() for found in (ours, theirs))
+        assert (one._lower_loss, len(one._probs)) == (other._lower_loss, len(other._probs))
+        np.testing.assert_allclose(one._probs, other._probs, rtol=1e-9, atol=1e-14 / interval)
+        np.testing.assert_allclose(one._infinity_mass, other._infinity_mass, rtol=1e-9, atol=1e-14)
+    for steps in (1, 50):
+        a, b = (float(found.self_compose(steps).get_epsilon_for_delta(1e-5)) for found in (ours, theirs))
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-7)

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 from strategies.errors import AccountingError, SettingError
 from strategies.privacy.events import Event, Exact, Gaussian, merge
+from strategies.privacy.losses import Neighbouring, gaussian_losses
 
 Accountant = Literal["pld", "rdp"]
-Neighbouring = Literal["add-or-remove-one", "replace-one"]
 
 DIGITS = 4  # decimals of a reported epsilon and of a calibrated noise multiplier, both rounded up
 _FINE, _FINEST, _COARSE = 1e-4, 1e-5, 1e-3  # discretisation of the privacy loss
@@ -258,22 +258,7 @@ def _widening(noise_multiplier: float) -> float:
     return 10.0 ** max(0, math.ceil(math.log10(0.1 / noise_multiplier**2)))
 
 
-@lru_cache(maxsize=64)
-def _pld_of_one(noise_multiplier: float, rate: float, neighbouring: Neighbouring, interval: float) -> Any:
-    from dp_accounting import NeighboringRelation
-    from dp_accounting.pld import privacy_loss_distribution
-
-    relations = {
-        "add-or-remove-one": NeighboringRelation.ADD_OR_REMOVE_ONE,
-        "replace-one": NeighboringRelation.REPLACE_ONE,
-    }
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        noise_multiplier,
-        sampling_prob=rate,
-        value_discretization_interval=interval,
-        pessimistic_estimate=True,
-        neighboring_relation=relations[neighbouring],
-    )
+_pld_of_one = lru_cache(maxsize=64)(gaussian_losses)
 
 
 # --- Rényi differential privacy -----------------------------------------------------------------------------
