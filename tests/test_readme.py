@@ -31,6 +31,13 @@ STUDY = re.search(r"```toml\n(.*?)```", README, re.S)[1]  # type: ignore[index]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the README's study and records for it."""
+    write_records(tmp_path)
+    (tmp_path / "my-study.toml").write_text(STUDY)
+    return tmp_path
+
+
+def write_records(folder: Path) -> None:
+    """Write the records that the README's study speaks of."""
     random = np.random.default_rng(0)
     columns = {
         "patient_id": np.arange(200) // 2,
@@ -39,9 +46,20 @@ def folder(tmp_path: Path) -> Path:
         "sex": random.choice(["F", "M"], 200),
         "outcome": random.choice(["home", "ward"], 200),
     }
-    pl.DataFrame(columns).write_csv(tmp_path / "records.csv")
-    (tmp_path / "my-study.toml").write_text(STUDY)
-    return tmp_path
+    pl.DataFrame(columns).write_csv(folder / "records.csv")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of the README's study, in one round, and its silos."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_records(folder)
+    short = Study.parse(STUDY.replace("rounds = 20", "rounds = 1"), REGISTRIES)
+    outcome = simulate(short, folder, out=folder / "runs", with_baselines=False)
+    outcome.folder.rename(folder / "runs" / "my-run")
+    shutil.copy(outcome.silos[0].parent / "pins.json", folder / "runs" / "silos" / "my-pins.json")
+    outcome.silos[0].parent.rename(folder / "runs" / "silos" / "my-silos")
+    return folder
 
 
 def test_the_readmes_study_is_valid() -> None:
@@ -49,24 +67,15 @@ def test_the_readmes_study_is_valid() -> None:
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line not in OF_A_SILO])
-def test_the_readmes_commands_run(folder: Path, command: str) -> None:
+def test_the_readmes_commands_run(folder: Path, finished: Path, command: str) -> None:
     words = shlex.split(command)
     if words[0] in ("pip", "pytest"):  # what runs this test has run them
         assert "test" in README and words[0] in (ROOT / ".ci" / "run").read_text()
         return
     if "/my-" in command:
-        finished_run(folder)
+        shutil.copytree(finished / "runs", folder / "runs")
     done = typed(folder, words)
     assert done.returncode == 0, done.stderr
-
-
-def finished_run(folder: Path) -> None:
-    """A run folder of the README's study, in one round, and its silos."""
-    short = Study.parse(STUDY.replace("rounds = 20", "rounds = 1"), REGISTRIES)
-    outcome = simulate(short, folder, out=folder / "runs", with_baselines=False)
-    outcome.folder.rename(folder / "runs" / "my-run")
-    shutil.copy(outcome.silos[0].parent / "pins.json", folder / "runs" / "silos" / "my-pins.json")
-    outcome.silos[0].parent.rename(folder / "runs" / "silos" / "my-silos")
 
 
 def typed(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
@@ -84,9 +93,9 @@ def typed(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_way_of_a_silo_is_walked_in_the_readmes_order(folder: Path) -> None:
+def test_the_way_of_a_silo_is_walked_in_the_readmes_order(folder: Path, finished: Path) -> None:
     assert [shlex.split(line)[1] for line in OF_A_SILO[:3]] == ["init", "register", "check"]
-    finished_run(folder)
+    shutil.copytree(finished / "runs", folder / "runs")
     credentials(folder / "credentials")
     for line in OF_A_SILO:
         words = shlex.split(line)
