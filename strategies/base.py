@@ -109,7 +109,19 @@ class SumStrategy(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class PerSiloStrategy(Strategy):
-    """The server needs each silo's update by itself (median, Krum): never under secure aggregation."""
+    """The server needs each silo's update by itself (median, Krum): never under secure aggregation.
+
+    Silos count alike: a weight would be a share of the say.
+    """
+
+    @property
+    def least_silos(self) -> int:
+        """The silos without which the rule does not hold what it promises."""
+        return 1
+
+    def withstands(self, silos: int) -> int:
+        """Return how many hostile ones among so many silos the rule withstands."""
+        return 0
 
     def aggregate_each(self, state: State, updates: Mapping[str, Vector], weights: Mapping[str, float]) -> State:
         """Return the next state from the updates by silo name."""

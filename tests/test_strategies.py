@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flowers import flower_round, in_a_task
 from flwr.serverapp import strategy as flower
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,9 +33,7 @@ each_sum = pytest.mark.parametrize("strategy", SUMS, ids=lambda strategy: type(s
 
 @pytest.fixture(autouse=True)
 def _flower_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower makes messages only inside a task."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+    in_a_task(monkeypatch)
 
 
 def vectors(seed: int, count: int) -> list[np.ndarray]:
@@ -129,21 +126,6 @@ def test_the_scale_of_the_silos_weights_does_not_matter(strategy: SumStrategy) -
 
 
 # --- oracles ------------------------------------------------------------------------------------------------
-
-
-def flower_round(
-    theirs: Any, number: int, model: np.ndarray, updates: list[np.ndarray], weights: list[float]
-) -> np.ndarray:
-    """Flower averages models, not updates; its configure_train keeps the model that it sends."""
-    theirs.current_arrays = {"w": model}
-    replies = []
-    for update, weight in zip(updates, weights, strict=True):
-        content = RecordDict(
-            {"arrays": ArrayRecord({"w": Array(model + update)}), "metrics": MetricRecord({"num-examples": weight})}
-        )
-        replies.append(Message(content=content, dst_node_id=1, message_type="train"))
-    arrays, _ = theirs.aggregate_train(number, replies)
-    return arrays["w"].numpy()
 
 
 @pytest.mark.parametrize(
