@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,17 +21,23 @@ _CHUNK = 2**15  # coordinates of a sum that stay in the cache
 
 def aggregate(study: Study, manifest: Manifest, state: State, updates: Mapping[str, Vector]) -> State:
     strategy = study.strategy
-    weights = {silo: manifest.weight_of(silo) for silo in updates}
     if isinstance(strategy, SumStrategy):
-        after = strategy.aggregate(state, _total(study, updates), sum(weights.values()))
-    elif isinstance(strategy, PerSiloStrategy):
+        return from_sum(strategy, manifest, state, _total(study, updates), updates)
+    if isinstance(strategy, PerSiloStrategy):
+        weights = {silo: manifest.weight_of(silo) for silo in updates}
         after = strategy.aggregate_each(state, updates, weights)  # a study of such a rule weighs all silos alike
-    else:
-        raise RunError(f"strategy {study.file.strategy.name} is neither a SumStrategy nor a PerSiloStrategy")
-    return finite(after)
+        return _finite(after)
+    raise RunError(f"strategy {study.file.strategy.name} is neither a SumStrategy nor a PerSiloStrategy")
 
 
-def finite(after: State) -> State:
+def from_sum(strategy: SumStrategy, manifest: Manifest, state: State, total: Vector, silos: Collection[str]) -> State:
+    """Return the next state from the sum over these silos of weight times update."""
+    weight = sum(manifest.weight_of(silo) for silo in silos)
+    share = weight / sum(member.weight for member in manifest.roster)
+    return _finite(strategy.aggregate(replace(state, share=share), total, weight))
+
+
+def _finite(after: State) -> State:
     if not np.isfinite(after.weights).all():
         raise RunError("the aggregated model holds values that are not finite; lower the learning rates of the study")
     return replace(after, weights=after.weights.astype(np.float32))

@@ -7,24 +7,38 @@ from typing import Any
 
 from strategies.base import PerSiloStrategy
 from strategies.errors import nearest
+from strategies.optimizers import Sgd
 from strategies.privacy.mechanisms import problems as mechanism_problems
 from strategies.secagg.setup import MOST_SILOS, MOST_SUMS
 from strategies.sections import METRICS, CategoricalFeature, File
 
 
-def conflicts(file: File, strategy: Any, model: Any) -> Iterator[tuple[str, ...]]:
+def conflicts(file: File, strategy: Any, model: Any, optimizer: Any) -> Iterator[tuple[str, ...]]:
     """Yield a sentence and the place of each conflict.
 
     Args:
         file: sound section by section.
         strategy: that the study names; None where it is not known.
         model: that the study names; None where it is not known.
+        optimizer: that the study names; None where it is not known.
     """
     yield from _privacy_problems(file)
     yield from _choice_problems(file, strategy, model)
     for problems in (_column_problems, _data_problems, _training_problems, _release_problems, _masking_problems):
         yield from problems(file)
     yield from mechanism_problems(file, strategy)
+    if (
+        getattr(strategy, "plain_sgd", False)
+        and optimizer is not None
+        and optimizer != Sgd(lr=optimizer.lr, weight_decay=optimizer.weight_decay)
+    ):
+        yield (
+            f"training.optimizer = '{file.training.optimizer}' is not allowed with strategy.name = "
+            f"'{file.strategy.name}', which reckons with steps of plain SGD; write optimizer = "
+            f"'sgd(lr={optimizer.lr:g})'",
+            "training",
+            "optimizer",
+        )
 
 
 def _privacy_problems(file: File) -> Iterator[tuple[str, ...]]:

@@ -1,6 +1,6 @@
-"""Laws that every strategy obeys (found by itself), and what three of them compute.
+"""Laws that every strategy obeys (found by itself), and what those compute that need only a sum.
 
-Oracles: Flower's own FedAvg, FedAdam and FedProx (flwr.serverapp.strategy) fed with the same models round by round, and
+Oracles: Flower's own FedAvg, FedAvgM, FedProx, FedAdam, FedAdagrad and FedYogi (flwr.serverapp.strategy) fed with the same models round by round, and
 torch's automatic differentiation for the proximal term.
 """
 
@@ -18,9 +18,12 @@ from hypothesis import strategies as st
 
 from strategies.base import Aux, PerSiloStrategy, State, Strategy, SumStrategy
 from strategies.errors import SettingError
+from strategies.fedadagrad import FedAdagrad
 from strategies.fedadam import FedAdam
 from strategies.fedavg import FedAvg
+from strategies.fedavgm import FedAvgM
 from strategies.fedprox import FedProx
+from strategies.fedyogi import FedYogi
 from strategies.spec import STRATEGIES
 
 SIZE, SILOS = 11, 4
@@ -61,8 +64,11 @@ def silo_half(strategy: Strategy, tensors: list[Any]) -> tuple[Any, Any]:
 # --- conformance --------------------------------------------------------------------------------------------
 
 
-def test_the_three_of_this_version_are_found() -> None:
-    assert {"fedavg", "fedprox", "fedadam"} <= set(STRATEGIES.names())
+def test_the_strategies_of_this_version_are_found() -> None:
+    of_sums = {"fedavg", "fedavgm", "fedprox", "fedadam", "fedadagrad", "fedyogi", "scaffold"}
+    of_each = {"trimmed_mean", "median", "krum", "multi_krum", "bulyan", "nnm", "geometric_median"}
+    assert set(STRATEGIES.names()) == of_sums | of_each
+    assert {type(strategy) for strategy in SUMS} == {STRATEGIES.member(name) for name in of_sums}
 
 
 @each
@@ -138,6 +144,16 @@ def test_the_scale_of_the_silos_weights_does_not_matter(strategy: SumStrategy) -
             FedAdam(lr=0.5, beta1=0.5, beta2=0.8, tau=0.1),
             lambda: flower.FedAdam(eta=0.5, beta_1=0.5, beta_2=0.8, tau=0.1),
         ),
+        (FedAvgM(), lambda: flower.FedAvgM(server_learning_rate=1.0, server_momentum=0.9)),
+        (FedAvgM(lr=0.3, momentum=0.5), lambda: flower.FedAvgM(server_learning_rate=0.3, server_momentum=0.5)),
+        (FedAvgM(momentum=0.0), lambda: flower.FedAvg()),
+        (FedAdagrad(), lambda: flower.FedAdagrad(eta=0.1, tau=1e-3)),
+        (FedAdagrad(lr=0.02, tau=0.5), lambda: flower.FedAdagrad(eta=0.02, tau=0.5)),
+        (FedYogi(), lambda: flower.FedYogi(eta=0.01, beta_1=0.9, beta_2=0.99, tau=1e-3)),
+        (
+            FedYogi(lr=0.5, beta1=0.5, beta2=0.8, tau=0.1),
+            lambda: flower.FedYogi(eta=0.5, beta_1=0.5, beta_2=0.8, tau=0.1),
+        ),
         (FedAdam(beta1=0.0, beta2=0.0), lambda: flower.FedAdam(eta=0.01, beta_1=0.0, beta_2=0.0, tau=1e-3)),
     ],
     ids=lambda item: str(item) if isinstance(item, Strategy) else "",
@@ -203,6 +219,16 @@ def test_fedavg_by_hand() -> None:
         "fedadam(beta2=-1)",
         "fedadam(tau=0)",
         "fedadam(tau=1e999)",
+        "fedavgm(lr=0)",
+        "fedavgm(momentum=1)",
+        "fedavgm(momentum=-0.1)",
+        "fedadagrad(lr=0)",
+        "fedadagrad(tau=0)",
+        "fedyogi(lr=-1)",
+        "fedyogi(beta1=1)",
+        "fedyogi(beta2=-1)",
+        "fedyogi(tau=0)",
+        "scaffold(lr=1)",
         "fedavg(mu=1)",
         "fedprox(nu=1)",
     ],
