@@ -23,6 +23,7 @@ Rows = Sequence[Vector]  # one vector a silo, all of one length
 Comparator = tuple[int, int, bool, bool]  # two places, and whether the lesser and the greater are wanted
 _CACHED = 2**19  # values of all rows of a chunk
 _LEAST, _MOST = 512, 2**14  # coordinates of a chunk
+_MIXED = 2**11  # coordinates of a product of matrices; wider ones are slower
 
 
 def rows_of(updates: Mapping[str, Vector], least: int) -> list[Vector]:
@@ -60,25 +61,31 @@ def middle_mean(rows: Rows, cut: int, mixing: NDArray[np.float64] | None = None)
 def nearest_the_median(rows: Rows, count: int) -> Vector:
     """Return the mean of each coordinate's `count` values that are nearest to their median.
 
-    In order of size these are neighbours, so of all runs of `count` values it is the one that reaches least far.
+    In order of size these are neighbours, so they have one value of each rank modulo `count`: its nearest.
     """
     comparators = network(len(rows), 0, len(rows), in_order=True)
 
     def reduced(chunk: list[Vector], into: Vector) -> None:
         places = ordered(chunk, comparators)
         median = (places[(len(rows) - 1) // 2] + places[len(rows) // 2]) * np.float32(0.5)
-        least = np.full_like(median, np.inf)
-        for start in range(len(rows) - count + 1):
-            reach = np.maximum(median - places[start], places[start + count - 1] - median)
-            total = places[start].copy()
-            for place in places[start + 1 : start + count]:
-                total += place
-            np.copyto(into, total, where=reach < least)
-            np.minimum(reach, least, out=least)
+        for rank, place in enumerate(places[count:]):
+            _take_nearer(places[rank % count], place, median)
+        np.copyto(into, places[0])
+        for place in places[1:count]:
+            into += place
         into *= np.float32(1 / count)
 
-    with np.errstate(over="ignore"):  # what is as far away as that is not chosen
+    with np.errstate(over="ignore"):  # what is as far away as that is not taken
         return by_chunks(rows, reduced)
+
+
+def _take_nearer(values: Vector, others: Vector, median: Vector) -> None:
+    """Put others in the place of values where they are nearer to the median, by their bits: a masked copy is slow."""
+    nearer = np.abs(others - median) < np.abs(values - median)
+    differing = values.view(np.int32) ^ others.view(np.int32)
+    differing &= -nearer.astype(np.int32)
+    bits = values.view(np.int32)
+    bits ^= differing
 
 
 def by_chunks(
@@ -102,7 +109,8 @@ def by_chunks(
         for copy, row in zip(chunk, rows, strict=False):
             np.copyto(copy, row[start : start + step])
         if mixed is not None and shares is not None:
-            np.matmul(shares, chunk[:-1], out=mixed[:-1, : len(into)])
+            for at in range(0, len(into), _MIXED):
+                np.matmul(shares, chunk[:-1, at : at + _MIXED], out=mixed[:-1, at : min(at + _MIXED, len(into))])
             chunk = mixed[:, : len(into)]
         reduced(list(chunk), into)
     return result
