@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from flwr.serverapp.strategy.bulyan import aggregate_n_closest_weights
@@ -173,8 +173,10 @@ def ours(rule: str, updates: dict[str, Vector], bad: int) -> Callable[[], Vector
 class _Record:
     """What Flower's rules take an update from: an array record that is decoded already, alone in its message."""
 
+    array_records: ClassVar = {"arrays": None}  # no way back to itself: what is kept alive would hide a peak
+
     def __init__(self, update: Vector) -> None:
-        self.update, self.array_records = update, {"arrays": self}
+        self.update = update
 
     def __getitem__(self, _: str) -> _Record:
         return self
