@@ -23,7 +23,7 @@ from strategies.base import PerSiloStrategy, State
 from strategies.bulyan import Bulyan
 from strategies.distances import inner_products, scores, squared_distances
 from strategies.errors import RunError, SettingError, StudyError
-from strategies.geometric_median import GeometricMedian
+from strategies.geometric_median import GeometricMedian, shares_of
 from strategies.krum import Krum
 from strategies.median import Median
 from strategies.multi_krum import MultiKrum
@@ -177,6 +177,15 @@ def test_the_geometric_median_is_the_least_sum_of_distances(seed: int, silos: in
     got = result(GeometricMedian(), list(rows.astype(np.float32)))
     assert spread(got.astype(np.float64)) <= best * (1 + 1e-5)
     assert spread(rows.mean(axis=0)) >= best
+
+
+@given(seed=seeds, silos=st.integers(3, 9))
+def test_what_updates_have_in_common_does_not_blur_their_geometric_median(seed: int, silos: int) -> None:
+    random = np.random.default_rng(seed)
+    near = [np.float32(random.integers(-16, 17, SIZE) / 8) for _ in range(silos)]
+    far = [row + np.float32(2**20) for row in near]
+    assert all(np.array_equal(one - np.float32(2**20), other) for one, other in zip(far, near, strict=True)), "exact"
+    assert np.allclose(shares_of(far), shares_of(near), rtol=1e-5, atol=1e-7)
 
 
 def test_two_of_three_equal_updates_are_the_geometric_median() -> None:

@@ -645,6 +645,20 @@ def test_what_a_strategy_keeps_at_home_is_there_next_round(
     sys.modules.pop("strategies.counting_of_a_test")
 
 
+def test_a_control_variate_moves_a_rounds_update_by_itself(tmp_path: Path) -> None:
+    """What SCAFFOLD broadcasts is a displacement: all steps together move a silo by it, to first order."""
+    values = {"strategy.name": "scaffold()", "privacy.mechanism": "none", "privacy.noise_multiplier": None}
+    values["training.optimizer"] = "sgd(lr=0.05)"
+    study = Study.parse(override(TEXT, values), REGISTRIES)
+    h = np.float32([1, -2, 3, -4, 5]) * np.float32(1e-3)
+    silo = Silo.open(make_silos(study, FRAME, tmp_path)[0])
+    moved = trained(silo, request(1, study, broadcast={"h": h}), study).update
+    other_run = request(1, study, broadcast={"h": 0 * h}, manifest=manifest(study, run="f" * 32))
+    still = trained(silo, other_run, study).update  # the same samples: they follow from seed, silo and round
+    np.testing.assert_allclose(moved - still, h, rtol=0.2, atol=1e-5)
+    np.testing.assert_allclose(silo.state(RUN).home(1)["h"], moved - h, atol=1e-6)
+
+
 # --- the edge: through the ClientApp object -----------------------------------------------------------------
 
 KINDS: dict[str, tuple[ModuleType, str, Callable[[], wire.Instruction]]] = {
