@@ -181,8 +181,12 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update 
         head = ledger.head().to_bytes().decode()
         countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
     keep_given(silo, manifest.run, request.round, weights)
-    home = {name: torch.from_numpy(array) for name, array in state.home().items()}
-    aux = Aux(broadcast={name: torch.from_numpy(np.array(v)) for name, v in broadcast.items()}, home=home)
+    home = {name: torch.from_numpy(array) for name, array in state.home(request.used).items()}
+    aux = Aux(
+        broadcast={name: torch.from_numpy(np.array(v)) for name, v in broadcast.items()},
+        home=home,
+        lr_sum=study.file.training.steps * study.optimizer.lr,
+    )
     return Job(
         silo=silo,
         study=study,
@@ -237,7 +241,7 @@ def finish(job: Job, result: Result) -> wire.Update | wire.MaskedUpdate:
     vector = model_layout(job.study).check(vector, "the update")
     if result.contribution.home is not None:
         home = {name: np.asarray(array) for name, array in result.contribution.home.items()}
-        job.silo.state(job.manifest.run).keep_home(home)
+        job.silo.state(job.manifest.run).keep_home(job.round, home)
     if job.claim is not None:
         return _masked(job, job.claim, vector)
     reply = wire.Update(

@@ -239,17 +239,23 @@ class RunState:
         part.write_text(text, encoding="utf-8")
         part.replace(self.folder / "heads.json")
 
-    def home(self) -> dict[str, Vector]:
-        """Return the strategy's arrays of the last round."""
-        path = self.folder / "home.safetensors"
+    def home(self, used: int) -> dict[str, Vector]:
+        """Return the strategy's arrays of round `used`; those of all others go, as their updates are in no model."""
+        path = self._home_path(used)
+        for other in self.folder.glob("home-*.safetensors"):
+            if other != path:
+                other.unlink()
         return safetensors.numpy.load(path.read_bytes()) if path.exists() else {}
 
-    def keep_home(self, arrays: Mapping[str, Vector]) -> None:
-        """Store the strategy's arrays."""
+    def keep_home(self, round: int, arrays: Mapping[str, Vector]) -> None:
+        """Store the strategy's arrays of a round; which round is gone on from is known with the next request."""
         replace_file(
-            self.folder / "home.safetensors",
+            self._home_path(round),
             safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}),
         )
+
+    def _home_path(self, round: int) -> Path:
+        return self.folder / f"home-{round:06d}.safetensors"
 
     def _reply_path(self, round: int) -> Path:
         return self.folder / f"reply-{round:06d}.bin"

@@ -17,7 +17,7 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from server import cohort, lines
-from server.aggregation import aggregate, finite, opened
+from server.aggregation import aggregate, from_sum, opened
 from server.folder import RunFolder
 from server.lines import Measured
 from server.masking import Masking
@@ -55,6 +55,7 @@ class Progress:
         lines: metrics.jsonl so far.
         asked: rounds that each silo was asked to train: an upper bound on what it released.
         received: number of the last release that arrived from each silo: of a round, or of masked counts.
+        used: number of the last round whose model holds each silo's update.
         excluded: refusal code of each silo that refused a round.
         closed: silos that were asked to close, and so to release the counts of the final model.
         outcome: the signed record of the last round; empty before the first.
@@ -64,6 +65,7 @@ class Progress:
     lines: tuple[dict[str, Any], ...] = ()
     asked: Mapping[str, int] = field(default_factory=dict)
     received: Mapping[str, int] = field(default_factory=dict)
+    used: Mapping[str, int] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
     closed: tuple[str, ...] = ()
     outcome: str = ""
@@ -176,11 +178,13 @@ def run_round(
     }
     own = evaluate is not None
     before = _completed(study, progress.lines, trained.counts, own=own) if trained.counts else progress.lines
-    progress = progress.after(state, roster, trained.arrived, trained.survivors if trained.state else ())
+    used = trained.survivors if trained.state else ()
+    progress = progress.after(state, roster, trained.arrived, used)
     progress = replace(
         progress,
         lines=(*before, line),
         received={**progress.received, **dict.fromkeys(trained.arrived, number)},
+        used={**progress.used, **dict.fromkeys(used, number)},
         excluded={**progress.excluded, **trained.refused},
     )
     return _counted(grid, study, roster, progress, chosen, own=own) if study.masked else progress
@@ -215,8 +219,7 @@ def _trained_masked(way: Way, requests: Mapping[str, wire.Train], number: int, p
         manifest, strategy = way.roster.manifest, way.study.strategy
         assert isinstance(strategy, SumStrategy)  # another one is refused with the study
         total = opened(way.study, summed.vectors[0])
-        weight = sum(manifest.weight_of(silo) for silo in summed.survivors)
-        state = finite(strategy.aggregate(progress.state, total, weight))
+        state = from_sum(strategy, manifest, progress.state, total, summed.survivors)
     refused = dict(summed.refused)
     if way.study.exact_sums and refused:
         # Sums without noise are over the same silos in the whole run: one that is out for good ends it.
@@ -302,6 +305,7 @@ def _train_request(silo: str, number: int, heads: str, study: Study, roster: Ros
         weights=progress.state.weights,
         broadcast=broadcast,
         outcome=progress.outcome,
+        used=progress.used.get(silo, 0),
     )
 
 

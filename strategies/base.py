@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from strategies.layout import Vector
 
@@ -27,11 +27,13 @@ class State:
         weights: the global model.
         round: number of aggregations so far.
         memory: vectors of the model's length that the algorithm keeps at the server.
+        share: of all silos of the run, by weight, who took part in the round that is aggregated; the server says it.
     """
 
     weights: Vector
     round: int = 0
     memory: Mapping[str, Vector] = field(default_factory=dict)
+    share: float = 1.0
 
     def next(self, weights: Vector, **memory: Vector) -> State:
         """Return the state after one more aggregation."""
@@ -44,11 +46,13 @@ class Aux:
 
     Args:
         broadcast: what `down` sent this round.
-        home: what `update` left at this silo in its last round; empty at first.
+        home: what `update` left at this silo in its last round whose model holds its update; empty at first.
+        lr_sum: sum of the learning rates of the round's local steps; public.
     """
 
     broadcast: Arrays = field(default_factory=dict)
     home: Arrays = field(default_factory=dict)
+    lr_sum: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,7 @@ class Contribution:
 
     Args:
         update: what is sent, one flat vector (before weighting and masking).
-        home: what stays in the silo until its next round; None leaves it as it is.
+        home: what stays in the silo for its next round, if this update gets into the model; None leaves it as it is.
     """
 
     update: Array
@@ -66,7 +70,12 @@ class Contribution:
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """Both halves of an algorithm; the defaults are federated averaging's."""
+    """Both halves of an algorithm; the defaults are federated averaging's.
+
+    `plain_sgd` says that the algorithm reckons with local steps of plain SGD, and with updates sent as they are.
+    """
+
+    plain_sgd: ClassVar[bool] = False
 
     def start(self, weights: Vector) -> State:
         """Return the server's state before the first round."""
@@ -109,7 +118,19 @@ class SumStrategy(Strategy):
 
 @dataclass(frozen=True, kw_only=True)
 class PerSiloStrategy(Strategy):
-    """The server needs each silo's update by itself (median, Krum): never under secure aggregation."""
+    """The server needs each silo's update by itself (median, Krum): never under secure aggregation.
+
+    Silos count alike: a weight would be a share of the say.
+    """
+
+    @property
+    def least_silos(self) -> int:
+        """The silos without which the rule does not hold what it promises."""
+        return 1
+
+    def withstands(self, silos: int) -> int:
+        """Return how many hostile ones among so many silos the rule withstands."""
+        return 0
 
     def aggregate_each(self, state: State, updates: Mapping[str, Vector], weights: Mapping[str, float]) -> State:
         """Return the next state from the updates by silo name."""

@@ -40,7 +40,7 @@ def checked(text: str, registries: Registries, *, source: str) -> tuple[File, di
         # a section with a fault of its own is left out, as that may be the cause
         problems += [
             Problem(sentence=sentence, line=lines.of(*path))
-            for sentence, *path in conflicts(file, resolved.get("strategy"), resolved.get("model"))
+            for sentence, *path in conflicts(file, *(resolved.get(name) for name in ("strategy", "model", "optimizer")))
             if path[0] not in faulty
         ]
     if problems or file is None:

@@ -7,24 +7,38 @@ from typing import Any
 
 from strategies.base import PerSiloStrategy
 from strategies.errors import nearest
+from strategies.optimizers import Sgd
 from strategies.privacy.mechanisms import problems as mechanism_problems
 from strategies.secagg.setup import MOST_SILOS, MOST_SUMS
 from strategies.sections import METRICS, CategoricalFeature, File
 
 
-def conflicts(file: File, strategy: Any, model: Any) -> Iterator[tuple[str, ...]]:
+def conflicts(file: File, strategy: Any, model: Any, optimizer: Any) -> Iterator[tuple[str, ...]]:
     """Yield a sentence and the place of each conflict.
 
     Args:
         file: sound section by section.
         strategy: that the study names; None where it is not known.
         model: that the study names; None where it is not known.
+        optimizer: that the study names; None where it is not known.
     """
     yield from _privacy_problems(file)
     yield from _choice_problems(file, strategy, model)
     for problems in (_column_problems, _data_problems, _training_problems, _release_problems, _masking_problems):
         yield from problems(file)
     yield from mechanism_problems(file, strategy)
+    if (
+        getattr(strategy, "plain_sgd", False)
+        and optimizer is not None
+        and optimizer != Sgd(lr=optimizer.lr, weight_decay=optimizer.weight_decay)
+    ):
+        yield (
+            f"training.optimizer = '{file.training.optimizer}' is not allowed with strategy.name = "
+            f"'{file.strategy.name}', which reckons with steps of plain SGD; write optimizer = "
+            f"'sgd(lr={optimizer.lr:g})'",
+            "training",
+            "optimizer",
+        )
 
 
 def _privacy_problems(file: File) -> Iterator[tuple[str, ...]]:
@@ -50,13 +64,8 @@ def _privacy_problems(file: File) -> Iterator[tuple[str, ...]]:
 def _choice_problems(file: File, strategy: Any, model: Any) -> Iterator[tuple[str, ...]]:
     """Yield where strategy, metrics or model do not go with the rest."""
     data, evaluation = file.data, file.evaluation
-    if file.secagg.enabled and isinstance(strategy, PerSiloStrategy):
-        yield (
-            f"strategy.name = '{file.strategy.name}' needs each silo's update by itself, which secure aggregation "
-            "hides; write secagg.enabled = false or choose a strategy that needs only the sum, such as fedavg()",
-            "strategy",
-            "name",
-        )
+    if isinstance(strategy, PerSiloStrategy):
+        yield from _per_silo_problems(file, strategy)
     if evaluation.release == "masked" and not file.secagg.enabled:
         yield (
             "evaluation.release = 'masked' needs secure aggregation; write secagg.enabled = true or release = 'none'",
@@ -79,6 +88,32 @@ def _choice_problems(file: File, strategy: Any, model: Any) -> Iterator[tuple[st
             "choose another model",
             "model",
             "name",
+        )
+
+
+def _per_silo_problems(file: File, strategy: PerSiloStrategy) -> Iterator[tuple[str, ...]]:
+    """Yield what a rule that looks at each update by itself does not go with."""
+    name, cohort = file.strategy.name, file.cohort
+    if file.secagg.enabled:
+        yield (
+            f"strategy.name = '{name}' needs each silo's update by itself, which secure aggregation hides; write "
+            "secagg.enabled = false or choose a strategy that needs only the sum, such as fedavg()",
+            "strategy",
+            "name",
+        )
+    if cohort.min_silos < strategy.least_silos:  # so a round with fewer updates leaves the model as it is
+        yield (
+            f"cohort.min_silos = {cohort.min_silos} is not allowed with strategy.name = '{name}': the rule holds what "
+            f"it promises with at least {strategy.least_silos} silos; write min_silos = {strategy.least_silos}",
+            "cohort",
+            "min_silos",
+        )
+    if file.strategy.weights != "uniform":
+        yield (
+            f"strategy.weights = '{file.strategy.weights}' is not allowed with strategy.name = '{name}': a rule that "
+            "withstands some of the silos counts them alike; write weights = 'uniform'",
+            "strategy",
+            "weights",
         )
 
 

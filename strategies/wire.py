@@ -108,6 +108,7 @@ class Train:
     sum: Blob = _no_blob()  # the sum that the update goes into, signed; empty without secure aggregation
     record: Blob = _no_blob()  # what came of the sum before, signed; empty before the first
     outcome: str = _no_text()  # what came of the round before, signed; empty before the first
+    used: int = _marked(Seen.CLEAR, Protection.PUBLIC, int)  # last round whose model holds its update; 0 for none
 
 
 @dataclass(frozen=True, kw_only=True)

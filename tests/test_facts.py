@@ -206,6 +206,27 @@ def test_what_is_not_protected_depends_on_the_study() -> None:
     assert by_person["privacy"]["unit"] == by_person["silos"][0]["unit"] == "person"
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([], "the mean of a round goes where it pulls"),
+        (
+            [("noise_m", 'mechanism = "local-gaussian"\nclip_norm = 3.0\nnoise_m')],
+            "one that does not clip is not bounded",
+        ),
+        ([("noise_m", 'mechanism = "central-gaussian"\nclip_norm = 3.0\nnoise_m')], "the server clips each again"),
+        ([("[model]", '[strategy]\nname = "median()"\n[model]')], "no more than 1 of 3 are hostile"),
+    ],
+    ids=lambda item: item if isinstance(item, str) else "",
+)
+def test_what_hostile_silos_can_do_is_said(changes: list[tuple[str, str]], said: str) -> None:
+    """2 f C / n, worked by hand: C = 3 and 3 silos, of which one goes from one end of the ball to the other."""
+    found = facts(study(*changes), rounds=dict.fromkeys("abc", 4))
+    (sentence,) = [text for text in found["not_covered"] if "does not follow the code" in text]
+    assert said in sentence
+    assert ("= 2 f in L2" in sentence) == ("clip_norm" in str(changes))
+
+
 # --- noisy counts -------------------------------------------------------------------------------------------
 
 COUNTS = Gaussian(noise_multiplier=25.0)

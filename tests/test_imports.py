@@ -34,6 +34,7 @@ FLOWER_FILES = {
     "server/envelopes.py",
     "server/resume.py",
     "server/deployed.py",
+    "simulations/bench/aggregation.py",
     "simulations/bench/secagg.py",
     "simulations/bench/stock.py",
 }

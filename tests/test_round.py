@@ -634,14 +634,29 @@ def test_what_a_strategy_keeps_at_home_is_there_next_round(
     (tmp_path / "counting_of_a_test.py").write_text(STRATEGY_FILE)
     monkeypatch.setattr(strategies, "__path__", [*strategies.__path__, str(tmp_path)])
     study = Study.parse(override(TEXT, {"strategy.name": "counting_of_a_test()"}), REGISTRIES)
-    for round in (1, 2, 3):
-        reply = trained(silos[0], request(round, study), study)
-        np.testing.assert_array_equal(reply.update, np.full(5, round, np.float32))
-    assert {name: set(array.tolist()) for name, array in silos[0].state(RUN).home().items()} == {"count": {3.0}}
+    for round, used, count in ((1, 0, 1), (2, 1, 2), (3, 1, 2)):  # nothing came of round 2
+        reply = trained(silos[0], request(round, study, used=used), study)
+        np.testing.assert_array_equal(reply.update, np.full(5, count, np.float32))
+    kept = silos[0].state(RUN).home(3)
+    assert {name: set(array.tolist()) for name, array in kept.items()} == {"count": {2.0}}
     np.testing.assert_array_equal(trained(silos[1], request(1, study), study).update, 1)  # each silo has its own
     another = request(1, study, manifest=manifest(study, run="f" * 32))
     np.testing.assert_array_equal(trained(silos[0], another, study).update, 1)  # and each run
     sys.modules.pop("strategies.counting_of_a_test")
+
+
+def test_a_control_variate_moves_a_rounds_update_by_itself(tmp_path: Path) -> None:
+    """What SCAFFOLD broadcasts is a displacement: all steps together move a silo by it, to first order."""
+    values = {"strategy.name": "scaffold()", "privacy.mechanism": "none", "privacy.noise_multiplier": None}
+    values["training.optimizer"] = "sgd(lr=0.05)"
+    study = Study.parse(override(TEXT, values), REGISTRIES)
+    h = np.float32([1, -2, 3, -4, 5]) * np.float32(1e-3)
+    silo = Silo.open(make_silos(study, FRAME, tmp_path)[0])
+    moved = trained(silo, request(1, study, broadcast={"h": h}), study).update
+    other_run = request(1, study, broadcast={"h": 0 * h}, manifest=manifest(study, run="f" * 32))
+    still = trained(silo, other_run, study).update  # the same samples: they follow from seed, silo and round
+    np.testing.assert_allclose(moved - still, h, rtol=0.2, atol=1e-5)
+    np.testing.assert_allclose(silo.state(RUN).home(1)["h"], moved - h, atol=1e-6)
 
 
 # --- the edge: through the ClientApp object -----------------------------------------------------------------

@@ -275,23 +275,30 @@ def test_replies_come_back_as_they_were_and_old_ones_go(state: RunState) -> None
 
 
 def test_home_arrays_come_back_as_they_were(state: RunState) -> None:
-    assert state.home() == {}
+    assert state.home(0) == {}
     arrays = {"c": np.arange(6, dtype=np.float32), "sliced": np.arange(12, dtype=np.float32)[::2]}
-    state.keep_home(arrays)
-    kept = state.home()
+    state.keep_home(1, arrays)
+    kept = state.home(1)
     assert kept.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(kept[name], array)
-    state.keep_home({"d": arrays["c"]})
-    assert state.home().keys() == {"d"}
+    assert state.home(0) == {} == state.home(1), "of a round that is not gone on from, nothing is kept"
+
+
+def test_home_arrays_are_those_of_the_round_that_is_gone_on_from(state: RunState) -> None:
+    for round in (1, 2, 5):
+        state.keep_home(round, {"c": np.full(2, round, np.float32)})
+    assert state.home(2)["c"].tolist() == [2, 2]
+    state.keep_home(6, {"c": np.zeros(2, np.float32)})
+    assert (state.home(2)["c"].tolist(), state.home(6)) == ([2, 2], {})
 
 
 def test_files_of_a_run_are_the_owners_alone(state: RunState) -> None:
     state.agree("m")
     state.keep_reply(1, b"r")
-    state.keep_home({"c": np.zeros(1, np.float32)})
+    state.keep_home(1, {"c": np.zeros(1, np.float32)})
     files = sorted(state.folder.iterdir())
-    assert [file.name for file in files] == ["home.safetensors", "manifest.json", "reply-000001.bin"]
+    assert [file.name for file in files] == ["home-000001.safetensors", "manifest.json", "reply-000001.bin"]
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
 
 

@@ -1,6 +1,6 @@
-"""Laws that every strategy obeys (found by itself), and what three of them compute.
+"""Laws that every strategy obeys (found by itself), and what those compute that need only a sum.
 
-Oracles: Flower's own FedAvg, FedAdam and FedProx (flwr.serverapp.strategy) fed with the same models round by round, and
+Oracles: Flower's own FedAvg, FedAvgM, FedProx, FedAdam, FedAdagrad and FedYogi (flwr.serverapp.strategy) fed with the same models round by round, and
 torch's automatic differentiation for the proximal term.
 """
 
@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flowers import flower_round, in_a_task
 from flwr.serverapp import strategy as flower
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies.base import Aux, PerSiloStrategy, State, Strategy, SumStrategy
 from strategies.errors import SettingError
+from strategies.fedadagrad import FedAdagrad
 from strategies.fedadam import FedAdam
 from strategies.fedavg import FedAvg
+from strategies.fedavgm import FedAvgM
 from strategies.fedprox import FedProx
+from strategies.fedyogi import FedYogi
 from strategies.spec import STRATEGIES
 
 SIZE, SILOS = 11, 4
@@ -34,9 +36,7 @@ each_sum = pytest.mark.parametrize("strategy", SUMS, ids=lambda strategy: type(s
 
 @pytest.fixture(autouse=True)
 def _flower_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower makes messages only inside a task."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+    in_a_task(monkeypatch)
 
 
 def vectors(seed: int, count: int) -> list[np.ndarray]:
@@ -64,8 +64,11 @@ def silo_half(strategy: Strategy, tensors: list[Any]) -> tuple[Any, Any]:
 # --- conformance --------------------------------------------------------------------------------------------
 
 
-def test_the_three_of_this_version_are_found() -> None:
-    assert {"fedavg", "fedprox", "fedadam"} <= set(STRATEGIES.names())
+def test_the_strategies_of_this_version_are_found() -> None:
+    of_sums = {"fedavg", "fedavgm", "fedprox", "fedadam", "fedadagrad", "fedyogi", "scaffold"}
+    of_each = {"trimmed_mean", "median", "krum", "multi_krum", "bulyan", "nnm", "geometric_median"}
+    assert set(STRATEGIES.names()) == of_sums | of_each
+    assert {type(strategy) for strategy in SUMS} == {STRATEGIES.member(name) for name in of_sums}
 
 
 @each
@@ -131,21 +134,6 @@ def test_the_scale_of_the_silos_weights_does_not_matter(strategy: SumStrategy) -
 # --- oracles ------------------------------------------------------------------------------------------------
 
 
-def flower_round(
-    theirs: Any, number: int, model: np.ndarray, updates: list[np.ndarray], weights: list[float]
-) -> np.ndarray:
-    """Flower averages models, not updates; its configure_train keeps the model that it sends."""
-    theirs.current_arrays = {"w": model}
-    replies = []
-    for update, weight in zip(updates, weights, strict=True):
-        content = RecordDict(
-            {"arrays": ArrayRecord({"w": Array(model + update)}), "metrics": MetricRecord({"num-examples": weight})}
-        )
-        replies.append(Message(content=content, dst_node_id=1, message_type="train"))
-    arrays, _ = theirs.aggregate_train(number, replies)
-    return arrays["w"].numpy()
-
-
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
@@ -155,6 +143,16 @@ def flower_round(
         (
             FedAdam(lr=0.5, beta1=0.5, beta2=0.8, tau=0.1),
             lambda: flower.FedAdam(eta=0.5, beta_1=0.5, beta_2=0.8, tau=0.1),
+        ),
+        (FedAvgM(), lambda: flower.FedAvgM(server_learning_rate=1.0, server_momentum=0.9)),
+        (FedAvgM(lr=0.3, momentum=0.5), lambda: flower.FedAvgM(server_learning_rate=0.3, server_momentum=0.5)),
+        (FedAvgM(momentum=0.0), lambda: flower.FedAvg()),
+        (FedAdagrad(), lambda: flower.FedAdagrad(eta=0.1, tau=1e-3)),
+        (FedAdagrad(lr=0.02, tau=0.5), lambda: flower.FedAdagrad(eta=0.02, tau=0.5)),
+        (FedYogi(), lambda: flower.FedYogi(eta=0.01, beta_1=0.9, beta_2=0.99, tau=1e-3)),
+        (
+            FedYogi(lr=0.5, beta1=0.5, beta2=0.8, tau=0.1),
+            lambda: flower.FedYogi(eta=0.5, beta_1=0.5, beta_2=0.8, tau=0.1),
         ),
         (FedAdam(beta1=0.0, beta2=0.0), lambda: flower.FedAdam(eta=0.01, beta_1=0.0, beta_2=0.0, tau=1e-3)),
     ],
@@ -221,6 +219,16 @@ def test_fedavg_by_hand() -> None:
         "fedadam(beta2=-1)",
         "fedadam(tau=0)",
         "fedadam(tau=1e999)",
+        "fedavgm(lr=0)",
+        "fedavgm(momentum=1)",
+        "fedavgm(momentum=-0.1)",
+        "fedadagrad(lr=0)",
+        "fedadagrad(tau=0)",
+        "fedyogi(lr=-1)",
+        "fedyogi(beta1=1)",
+        "fedyogi(beta2=-1)",
+        "fedyogi(tau=0)",
+        "scaffold(lr=1)",
         "fedavg(mu=1)",
         "fedprox(nu=1)",
     ],

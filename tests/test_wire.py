@@ -204,7 +204,7 @@ def test_bytes_that_are_no_reply_are_refused(payload: bytes) -> None:
 
 @pytest.mark.parametrize("broadcast", [tensor("F64", [1], 0, 8), tensor("F32", [1, 2], 0, 8)], ids=str)
 def test_a_wrong_vector_inside_a_mapping_is_refused(broadcast: dict[str, Any]) -> None:
-    values = '{"manifest": "m", "round": 1, "received": 0, "heads": "", "receipts": "", "outcome": ""}'
+    values = '{"manifest": "m", "round": 1, "received": 0, "heads": "", "receipts": "", "outcome": "", "used": 0}'
     rest = {"weights": tensor("F32", [1], 8, 12), **dict.fromkeys(("sum", "record"), tensor("U8", [0], 12, 12))}
     with pytest.raises(ProtocolError, match="wrong type"):
         wire.unpack(crafted("Train", values, b"\0" * 12, **{"broadcast/a": broadcast}, **rest), wire.INSTRUCTIONS)

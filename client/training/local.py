@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,7 +90,8 @@ def train(model: nn.Module, part: Part, shape: Shape, plan: Plan, strategy: Stra
     """
     weight = flat_parameters(model)
     anchor = weight.clone()
-    aux = Aux(
+    aux = replace(
+        aux,
         broadcast={name: vector.to(weight.device) for name, vector in aux.broadcast.items()},
         home={name: vector.to(weight.device) for name, vector in aux.home.items()},
     )

@@ -127,10 +127,37 @@ def simulation_command() -> None:
     raise not_built("fedsilo-simulate bench simulation", "the engines of simulations")
 
 
-@app.command("aggregation")
-def aggregation_command() -> None:
-    """Measure the robust strategies (not built yet)."""
-    raise not_built("fedsilo-simulate bench aggregation", "the robust strategies")
+@app.command("aggregation", epilog="Example: fedsilo-simulate bench aggregation --rule nnm --silos 11 --laps 3")
+def aggregation_command(
+    rules: Annotated[list[str] | None, typer.Option("--rule", help="One of them; may be repeated.")] = None,
+    parameters: Annotated[
+        list[int] | None, typer.Option(min=1, help="Length of an update; may be repeated. Default: 1e6.")
+    ] = None,
+    silos: Annotated[
+        list[int] | None, typer.Option(min=2, max=1000, help="Updates; may be repeated. Default: 20.")
+    ] = None,
+    laps: Laps = 5,
+    out: Out = _OUT,
+    as_json: Json = False,
+) -> None:
+    """Measure the mean and the robust rules, beside Flower's own and a pass of memory copies."""
+    from simulations.bench import aggregation
+
+    given = tuple(dict.fromkeys(rules or aggregation.RULES))
+    if wrong := [rule for rule in given if rule not in aggregation.RULES]:
+        raise SettingError(f"--rule {wrong[0]} is not allowed; {nearest(wrong[0], aggregation.RULES)}")
+    grid = aggregation.Grid(rules=given, parameters=tuple(parameters or (1_000_000,)), silos=tuple(silos or (20,)))
+    cells = len(list(grid.cells()))
+    if not cells:
+        least = min(aggregation.least_silos(rule) for rule in given)
+        raise SettingError(f"--silos {max(grid.silos)} is too few for --rule {', '.join(given)}; take {least}")
+    console = Console(stderr=True, highlight=False, quiet=as_json)
+    with _bar(console, cells) as (tell, advance):
+        result = aggregation.bench(grid, laps=laps, tell=tell, advance=advance)
+    aggregation.write(result, out)
+    load = result["machine"]["load"]
+    facts = f"load {load}, numpy {_version(result, 'numpy')}, flwr {_version(result, 'flwr')}: {out}"
+    _show(result, as_json, "one update of many", (aggregation.COLUMNS, aggregation.table_rows(result)), facts)
 
 
 # --- what is shown ------------------------------------------------------------------------------------------

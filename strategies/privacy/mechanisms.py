@@ -47,6 +47,14 @@ def problems(file: File, strategy: Strategy | None) -> Iterator[tuple[str, ...]]
             "strategy",
             "name",
         )
+    if mechanism.endswith("-gaussian") and strategy is not None and strategy.plain_sgd:
+        yield (
+            f"strategy.name = '{file.strategy.name}' is not allowed with privacy.mechanism = '{mechanism}': what its "
+            "silos keep at home must be what they sent, and here updates are clipped and noised after they are made; "
+            "write mechanism = 'dp-sgd'",
+            "strategy",
+            "name",
+        )
     if mechanism == "distributed-gaussian":
         yield from _distributed(file)
 

@@ -17,7 +17,7 @@ from strategies.manifest import Manifest
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.events import Event, Gaussian, merge, to_json
 from strategies.privacy.silo_level import noise_on_mean, silo_epsilon, silos_a_round, warning
-from strategies.report import declared
+from strategies.report import declared, hostile
 from strategies.report.guarantee import guarantee, odds, part_of_total, tier
 from strategies.secagg.plan import setup_of
 from strategies.sections import Mechanism
@@ -78,7 +78,7 @@ def report_facts(
         "evaluation": _evaluation(study),
         "releases": _releases(study),
         "unprotected": _unprotected(study),
-        "not_covered": _not_covered(study),
+        "not_covered": _not_covered(study, len(silos)),
         **_stated(study, manifest, parameters),
         "accuracy_interval": None,
         "baselines": None,
@@ -360,14 +360,14 @@ def _unprotected(study: Study) -> list[str]:
     return found
 
 
-def _not_covered(study: Study) -> list[str]:
+def _not_covered(study: Study, members: int) -> list[str]:
     if not study.private:
         return ["Nothing is covered: this run trained without differential privacy."]
     unit = study.unit
     found = [
         "Choices made by looking at the records before the study (features, bounds, model) are not accounted, nor are "
         "runs outside this silo's ledger.",
-        "A silo that does not follow the code can send anything: a poisoned or useless update is not detected.",
+        hostile.sentence(study, members),
         "The server and whoever reads its memory see each silo's update by itself; what protects it is its noise."
         if not study.file.secagg.enabled and study.file.privacy.mechanism != "central-gaussian"
         else "The server and whoever reads its memory see what silos send without noise, which no number here covers."
