@@ -472,5 +472,6 @@ def test_a_distribution_of_losses_is_that_of_dp_accounting(
         np.testing.assert_allclose(one._probs, other._probs, rtol=1e-9, atol=1e-14 / interval)
         np.testing.assert_allclose(one._infinity_mass, other._infinity_mass, rtol=1e-9, atol=1e-14)
     for steps in (1, 50):
-        a, b = (float(found.self_compose(steps).get_epsilon_for_delta(1e-5)) for found in (ours, theirs))
+        with np.errstate(over="ignore"):  # dp-accounting divides by what may be next to nothing
+            a, b = (float(found.self_compose(steps).get_epsilon_for_delta(1e-5)) for found in (ours, theirs))
         assert a == pytest.approx(b, rel=1e-6, abs=1e-7)
