@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import safetensors.numpy
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
@@ -61,6 +62,8 @@ silos = 5
 engine = "ENGINE"
 MORE
 """
+MODEL = "model.safetensors"
+Left = tuple[list[tuple[str, int]], Counter[tuple[str, str, int]]]
 PLAIN, PRIVATE = 'mechanism = "none"', "noise_multiplier = 4.0"
 
 
@@ -87,13 +90,17 @@ def run(folder: Path, engine: str, **given: Any) -> Outcome:
 
 
 def model(outcome: Outcome) -> bytes:
-    return (outcome.folder / "model.safetensors").read_bytes()
+    return (outcome.folder / MODEL).read_bytes()
 
 
-def left(outcome: Outcome) -> list[tuple[list[tuple[str, int]], Counter[tuple[str, str, int]]]]:
+def left(outcome: Outcome) -> list[Left]:
+    return left_in(outcome.silos)
+
+
+def left_in(silos: list[Path]) -> list[Left]:
     """What each silo has: the kinds and rounds of its ledger's entries in order, and the fields that left, by round."""
     found = []
-    for folder in outcome.silos:
+    for folder in silos:
         with Silo.open(folder).ledger() as ledger:
             kinds = [(entry.kind, entry.round) for entry in ledger.entries()]
         lines = [json.loads(line) for line in (folder / "egress.jsonl").read_text().splitlines()]
@@ -201,7 +208,8 @@ def test_a_worker_that_hangs_is_killed_when_time_is_up(grid: pool.PoolGrid) -> N
     replies = ask(grid, {0: "hang", 2: "", 1: ""}, ttl=1.0)
     assert time.monotonic() - began < 30
     assert replies[0].error.code == replies[2].error.code == ErrorCode.NODE_UNAVAILABLE and replies[1].has_content()
-    assert all(reply.has_content() for reply in ask(grid, dict.fromkeys(range(SILOS), "")).values())
+    again = ask(grid, dict.fromkeys(range(SILOS), ""), ttl=2.0)
+    assert all(reply.has_content() for reply in again.values()), "a new worker's start is no part of a silo's time"
 
 
 def test_workers_that_do_not_start_end_the_run_with_one_sentence(
@@ -248,6 +256,34 @@ def children(pid: int) -> list[int]:
         if int(fields[1]) == pid:
             found.append(int(stat.parent.name))
     return found
+
+
+# --- Flower's own runtime -----------------------------------------------------------------------------------
+
+
+def test_ray_ends_on_the_inline_engines_model_and_faults(folder: Path, tmp_path: Path) -> None:
+    more = "dropout = 0.4\n[cohort]\nmin_silos = 1"
+    inline = run(folder, "inline", more=more, rounds=3)
+    (folder / "ray.toml").write_text(study_of("ray", more=more, rounds=3))
+    command = [sys.executable, "-c", "import simulations.cli; simulations.cli.main()", "run", str(folder / "ray.toml")]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path), "--json"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = Path(json.loads(done.stdout)["run"])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["dropped"] for line in lines] == [line["dropped"] for line in inline.facts["rounds"]]
+    ours, theirs = (safetensors.numpy.load(model_of) for model_of in (model(inline), (folder / MODEL).read_bytes()))
+    assert {name: array.tobytes() for name, array in ours.items()} == {
+        name: array.tobytes() for name, array in theirs.items()
+    }
+    silos = sorted(tmp_path.glob("silos/*/silo-*"))
+    assert left_in(silos) == left(inline)
 
 
 # --- what is not there --------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 
-import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -81,7 +80,6 @@ def run(
         dropout: see `InlineGrid`.
         seed: see `InlineGrid`.
     """
-    torch.set_num_threads(1)
     identify()
     found = [silo_context(number, len(silos), run_config) for number in range(len(silos))]
     context = server_context(run_config)

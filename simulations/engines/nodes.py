@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -86,7 +87,11 @@ class NodesGrid(Grid):
 
 
 def identify() -> None:
-    """Make this process the server's node, as Flower wants it before a message is made."""
+    """Make this process the server's node, as Flower wants it before a message is made, with one torch thread.
+
+    Sums of floating-point numbers depend on how many threads share them.
+    """
+    torch.set_num_threads(1)
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER_NODE, 1
 
 

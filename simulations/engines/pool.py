@@ -97,15 +97,31 @@ class Worker:
                 start_new_session=True,  # Ctrl-C is for the run, which ends its workers
             )
         self.connection = connection.Connection(ours.detach())
-        self._ready, self._rest = False, b""
+        self.ready, self._rest = False, b""
         self._write(self._settings)
 
     def ask(self, asked: _Asked) -> None:
-        """Send a message; a process that has died without anything in hand is replaced before."""
+        """Send a message; a process that has died without anything in hand is replaced before.
+
+        Raises:
+            RunError: the process does not begin.
+        """
         if not self.asked and self._process.poll() is not None:
             self.restart()
         self.asked.append(asked)
         self._send(asked)
+
+    def wait(self) -> None:
+        """Wait until the process is ready, which is no part of any silo's time.
+
+        Raises:
+            RunError: it does not begin.
+        """
+        try:
+            while not self.ready:
+                self.read()
+        except Gone:
+            self.restart()
 
     def _send(self, asked: _Asked) -> None:
         new = asked.rest is not self._rest
@@ -129,7 +145,7 @@ class Worker:
         """
         facts = self.connection.recv_bytes()
         if not facts:
-            self._ready = True
+            self.ready = True
             return None
         error, payload = json.loads(facts)["error"], self.connection.recv_bytes()
         asked = self.asked.popleft()
@@ -143,7 +159,7 @@ class Worker:
         Raises:
             RunError: it has not even begun.
         """
-        began = self._ready
+        began = self.ready
         self.end(at_once=True)
         if not began:
             raise RunError(
@@ -190,6 +206,7 @@ class PoolGrid(NodesGrid):
                 self._replies[ids[-1]] = unavailable(message)
             else:
                 worker = self._workers[(message.metadata.dst_node_id - FIRST_NODE) % len(self._workers)]
+                worker.wait()
                 worker.ask(self._asked(message, lost=fate == "reply"))
         return ids
 
@@ -219,11 +236,12 @@ class PoolGrid(NodesGrid):
             self._keep(asked, unavailable(asked.message) if asked.lost else reply)
 
     def _give_up(self, worker: Worker) -> None:
-        """Lose what is overdue with the process that has it in hand."""
+        """Lose what is overdue, and the process that has it in hand, unless that has only just been started."""
         now = time.monotonic()
         while worker.asked and worker.asked[0].deadline <= now:
             self._lose(worker)
-        worker.restart()
+        if worker.ready:
+            worker.restart()
 
     def _lose(self, worker: Worker) -> None:
         asked = worker.asked.popleft()

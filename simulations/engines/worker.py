@@ -22,7 +22,6 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
-import torch
 from flwr.app import Context, Message
 from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
@@ -39,7 +38,6 @@ def main() -> None:
     """Serve until the socket is closed."""
     connection = Connection(int(sys.argv[1]))
     settings = json.loads(connection.recv_bytes())
-    torch.set_num_threads(1)
     identify()
     module, _, name = settings["app"].partition(":")
     app: ClientApp = getattr(importlib.import_module(module), name)
