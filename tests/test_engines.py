@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,11 +23,12 @@ import numpy as np
 import polars as pl
 import pytest
 import safetensors.numpy
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.server.superlink.fleet.vce.vce_api import _register_nodes
 
 from client.silo import Silo
-from simulations.engines import pool
+from simulations.engines import pool, ray
 from simulations.engines.nodes import FIRST_NODE, Faults, identify
 from simulations.run import Outcome, simulate
 from simulations.silos import REGISTRIES
@@ -261,7 +263,34 @@ def children(pid: int) -> list[int]:
 # --- Flower's own runtime -----------------------------------------------------------------------------------
 
 
-def test_ray_ends_on_the_inline_engines_model_and_faults(folder: Path, tmp_path: Path) -> None:
+def test_flowers_grid_loses_what_the_faults_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    identify()
+    factory, own = ray._link_state()
+    nodes, state = list(_register_nodes(3, factory)), factory.state()
+    fates = dict(zip(nodes, ("request", "reply", ""), strict=True))
+    monkeypatch.setattr(Faults, "fate", lambda self, message: fates[message.metadata.dst_node_id])
+    stopped = threading.Event()
+    grid = ray.RayGrid(factory, Faults(dropout=0.0, seed=0), stopped)
+    grid.set_run(own)
+    ids = list(grid.push_messages(Message(RecordDict(), node, "train", ttl=60) for node in nodes))
+    assert [len(state.get_message_ins(node, limit=None)) for node in nodes[:1]] == [0]
+    for node in nodes[1:]:
+        (message,) = state.get_message_ins(node, limit=None)
+        reply = Message(RecordDict(), reply_to=message)
+        reply.metadata.__dict__["_message_id"] = f"reply-{node}"
+        state.store_message_res(reply)
+    found = {reply.metadata.reply_to_message_id: reply for reply in grid.pull_messages(ids)}
+    assert [found[identity].has_error() for identity in ids] == [True, True, False]
+    assert {found[identity].error.code for identity in ids[:2]} == {ErrorCode.NODE_UNAVAILABLE}
+    stopped.set()
+    with pytest.raises(ray.Stopped):
+        grid.pull_messages(ids)
+
+
+def test_ray_ends_on_the_inline_engines_model_and_faults(folder: Path, tmp_path: Path, full_tier: bool) -> None:
+    """In the full tier; Flower's runtime itself runs in tests/test_flower_engine.py in both."""
+    if not full_tier:
+        return
     more = "dropout = 0.4\n[cohort]\nmin_silos = 1"
     inline = run(folder, "inline", more=more, rounds=3)
     (folder / "ray.toml").write_text(study_of("ray", more=more, rounds=3))
