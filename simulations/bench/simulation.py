@@ -193,15 +193,17 @@ def _run(command: Sequence[str]) -> tuple[str, int]:
         RunError: it fails.
     """
     path = os.pathsep.join(part or str(Path.cwd()) for part in sys.path)
+    stdin, alive = os.pipe()  # closed with this process, however it ends, and a lap ends with it
     process = subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": path},
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    os.close(stdin)
     peaks: dict[int, int] = {}
     done = threading.Event()
 
@@ -221,6 +223,7 @@ def _run(command: Sequence[str]) -> tuple[str, int]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        os.close(alive)
     if process.returncode:
         raise RunError(f"a lap ended with {process.returncode}: {said[-500:]}")
     return printed, sum(peaks.values())
