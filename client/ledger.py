@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -32,7 +32,7 @@ from strategies.privacy.dataroot import DataRoot, lacking
 from strategies.privacy.events import Event
 from strategies.proof.chain import Chain, ChainError, Pins
 from strategies.proof.entries import Entry, events_value, public_hex, root_value, sign, spent_value
-from strategies.proof.heads import Head, Receipt, SignedHead, countersign, sign_head
+from strategies.proof.heads import Head, Receipt, SignedHead, receipt_signature, sign_head
 from strategies.secagg.rows import Change
 from strategies.statement import Statement
 
@@ -282,9 +282,12 @@ class Ledger(LedgerView):
         self._book.require_usable()
         return statement.signed(self._book.key(chain))
 
-    def countersign(self, head: SignedHead) -> str:
-        """Return the ledger key's signature, as a witness, on the head of another silo's ledger."""
-        return countersign(head, self._book.key(self._book.view())).signature
+    def countersign(self, heads: Mapping[str, SignedHead]) -> dict[str, str]:
+        """Return the ledger key's signature, as a witness, on each head of another silo's ledger."""
+        if not heads:
+            return {}
+        key = self._book.key(self._book.view())
+        return {name: receipt_signature(head, key) for name, head in heads.items()}
 
     def compare(self, receipts: Sequence[Receipt]) -> None:
         """Return when this ledger has every line that witnesses have seen of it.

@@ -175,7 +175,8 @@ class Silo:
         """
         if not re.fullmatch(r"[0-9a-f]{32}", run):
             raise ProtocolError("the run's identity is not 32 hex digits")
-        return RunState(folder=self.folder / "state" / run)
+        durable = self.settings.ledger.durability == "power-loss"
+        return RunState(folder=self.folder / "state" / run, durable=durable)
 
     def record_egress(self, run: str, round: int, reply: Reply, *, exact: bool = False) -> None:
         """Append every field of a reply that is about to leave to `egress.jsonl`.
@@ -204,15 +205,21 @@ class Silo:
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """Files of one run at one silo: the manifest that was agreed, replies as sent, and the strategy's home arrays."""
+    """Files of one run at one silo: the manifest that was agreed, replies as sent, and the strategy's home arrays.
+
+    Args:
+        folder: of the run.
+        durable: whether what is kept must survive a loss of power, as the ledger that speaks of it.
+    """
 
     folder: Path
+    durable: bool = True
 
     def agree(self, manifest: str) -> bool:
         """Keep the first manifest of the run; return whether `manifest` is that one."""
         path = self.folder / "manifest.json"
         if not path.exists():
-            replace_file(path, manifest.encode())
+            replace_file(path, manifest.encode(), durable=self.durable)
         return path.read_text(encoding="utf-8") == manifest
 
     def reply(self, round: int) -> bytes | None:
@@ -222,7 +229,7 @@ class RunState:
 
     def keep_reply(self, round: int, payload: bytes) -> None:
         """Store a packed reply before it is released, so that a retry sends the same bytes; older ones go."""
-        replace_file(self._reply_path(round), payload)
+        replace_file(self._reply_path(round), payload, durable=self.durable)
         for path in self.folder.glob("reply-*.bin"):
             if path != self._reply_path(round):
                 path.unlink()
@@ -252,6 +259,7 @@ class RunState:
         replace_file(
             self._home_path(round),
             safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}),
+            durable=self.durable,
         )
 
     def _home_path(self, round: int) -> Path:
@@ -261,15 +269,16 @@ class RunState:
         return self.folder / f"reply-{round:06d}.bin"
 
 
-def replace_file(path: Path, *parts: bytes) -> None:
-    """Replace a file as a whole by these bytes, durably, readable by its owner alone."""
+def replace_file(path: Path, *parts: bytes, durable: bool = True) -> None:
+    """Replace a file as a whole by these bytes, durably, readable by its owner alone; `durable` as of a ledger."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.writelines(parts)
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     part.replace(path)
 
 

@@ -111,7 +111,7 @@ def countersign(evidence: HeadList, text: str, manifest: Manifest, silo: Silo, l
     state, members = silo.state(manifest.run), {member.silo: member for member in manifest.roster}
     before = state.heads()
     known = read_list(before).heads if before else {}
-    signed: dict[str, str] = {}
+    shown: dict[str, SignedHead] = {}
     for name, head in evidence.heads.items():
         member = members.get(name)
         if (
@@ -124,8 +124,9 @@ def countersign(evidence: HeadList, text: str, manifest: Manifest, silo: Silo, l
             silo.log(
                 logging.ERROR, f"silo {name} shows a ledger that was rolled back or copied: it is not countersigned"
             )
-            return dump(signed).decode()  # the list that speaks against it is kept
-        signed[name] = ledger.countersign(head)
+            return dump(ledger.countersign(shown)).decode()  # the list that speaks against it is kept
+        shown[name] = head
+    signed = ledger.countersign(shown)
     state.keep_heads(text)
     return dump(signed).decode()
 

@@ -55,7 +55,7 @@ def run_command(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Override study.seed.")] = None,
     out: Annotated[Path, typer.Option(help="Folder that holds the run folders.")] = Path("runs"),
-    engine: Annotated[str | None, typer.Option(help="Override simulation.engine: inline.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Override simulation.engine: inline, pool or ray.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Make new silo folders, with untouched budgets.")] = False,
     audited: Annotated[bool, typer.Option("--audit", help="Attack the training too; the report tells.")] = False,
     as_json: Json = False,

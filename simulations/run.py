@@ -6,6 +6,7 @@ import logging
 import math
 import secrets
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from client.round import read_records
 from client.silo import Silo
 from server.folder import RunFolder
 from server.identity import FOLDER, coordinator_key
-from simulations.engines import inline
 from simulations.silos import complete, make_silos, pooled, why_refused
 from simulations.sources import read_dataset
 from strategies.errors import NotBuiltError, Refusal
@@ -68,8 +68,10 @@ def simulate(
     """
     began = time.monotonic()
     engine = study.file.simulation.engine
-    if engine != "inline":
-        raise NotBuiltError(f"simulation.engine = '{engine}' is not part of this version; use --engine inline")
+    if engine not in ENGINES:
+        raise NotBuiltError(
+            f"simulation.engine = '{engine}' is not part of this version; use --engine {' or '.join(ENGINES)}"
+        )
     source = read_dataset(study, base)
     study, notes = complete(study, source, base)
     silos = make_silos(study, source, out.absolute() / "silos", fresh=secrets.token_hex(8) if fresh else "")
@@ -146,18 +148,42 @@ def _write_test(folder: Path, study: Study, test: Part) -> str:
 
 
 def _run_apps(study: Study, silos: list[Path], out: Path, test: str) -> RunFolder:
-    from client.app import app as client_app
-    from server.app import app as server_app
-
     run_config: dict[str, str | bool] = {"study": study.text, "out": str(out), "test": test}
     run_config["page"] = False  # `simulate` draws it once, with what it knows itself
     simulation = study.file.simulation
-    state = inline.run(
-        server_app,
-        client_app,
+    state = ENGINES[simulation.engine](
         silos=silos,
         run_config=run_config,
         dropout=simulation.dropout,
         seed=study.file.study.seed,
     )
     return RunFolder(path=Path(str(state.config_records["run"]["folder"])), key=coordinator_key(out / FOLDER))
+
+
+# --- engines: each is loaded when it is asked for -----------------------------------------------------------
+
+
+def _inline(**given: Any) -> Any:
+    from client.app import app as client_app
+    from server.app import app as server_app
+    from simulations.engines import inline
+
+    return inline.run(server_app, client_app, **given)
+
+
+def _pool(**given: Any) -> Any:
+    from server.app import app as server_app
+    from simulations.engines import pool
+
+    return pool.run(server_app, pool.APP, **given)
+
+
+def _ray(**given: Any) -> Any:
+    from client.app import app as client_app
+    from server.app import app as server_app
+    from simulations.engines import ray
+
+    return ray.run(server_app, client_app, **given)
+
+
+ENGINES: Mapping[str, Callable[..., Any]] = {"inline": _inline, "pool": _pool, "ray": _ray}

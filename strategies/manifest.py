@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 
 from strategies.errors import ProtocolError
 
@@ -55,7 +56,13 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the canonical text: sorted keys, no spaces."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        values["roster"] = [{entry.name: getattr(one, entry.name) for entry in fields(one)} for one in self.roster]
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -64,6 +71,10 @@ class Manifest:
         Raises:
             ProtocolError: the text is not a canonical manifest.
         """
+        return _read(text)
+
+    @classmethod
+    def _read(cls, text: str) -> Manifest:
         try:
             values = json.loads(text)
             roster = tuple(
@@ -93,6 +104,10 @@ class Manifest:
 
     def digest(self) -> str:
         """Return the SHA-256 of the canonical text, 64 hex digits."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def weight_of(self, silo: str) -> float:
@@ -105,3 +120,8 @@ class Manifest:
             if member.silo == silo:
                 return member.weight
         raise ProtocolError(f"silo '{silo}' is not in the run's roster")
+
+
+@lru_cache(maxsize=16)  # every request of a run brings the same one
+def _read(text: str) -> Manifest:
+    return Manifest._read(text)

@@ -370,16 +370,22 @@ def from_record(record: RecordDict, allowed: tuple[type[M], ...]) -> M:
     Raises:
         ProtocolError: as in `unpack`, or the record has another form.
     """
-    arrays = record.array_records.get(_RECORD)
-    if arrays is None or "payload" not in arrays:
+    payload = record_to_payload(record)
+    if payload is None:
         raise ProtocolError("a message has no payload")
-    return unpack(arrays["payload"].data, allowed)
+    return unpack(payload, allowed)
+
+
+def record_to_payload(record: RecordDict) -> bytes | None:
+    """Return the packed bytes within Flower's form of a message, or None where there are none."""
+    arrays = record.array_records.get(_RECORD)
+    return arrays["payload"].data if arrays is not None and "payload" in arrays else None
 
 
 def digest(record: RecordDict) -> str:
     """Return the SHA-256 of the bytes that travelled, as the ledger of the silo that sent them has it; "" for none."""
-    arrays = record.array_records.get(_RECORD)
-    return hashlib.sha256(arrays["payload"].data).hexdigest() if arrays is not None and "payload" in arrays else ""
+    payload = record_to_payload(record)
+    return hashlib.sha256(payload).hexdigest() if payload is not None else ""
 
 
 def _bytes_of(value: object) -> bytes:

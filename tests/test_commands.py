@@ -133,7 +133,7 @@ def test_lists_are_readable_both_ways(tmp_path: Path, run: Run) -> None:
         (("study.toml", "noise_multiplier = 2.0", "noise_multiplier = 2.0\nepsilon = 3"), "exactly one"),
         (("study.toml", "records.csv", "gone.csv"), "there is no file"),
         (("study.toml", "x = {", "y = {"), "column 'y' is missing"),
-        (("study.toml", "silos = 3", "silos = 3\nengine = 'ray'"), "not part of this version"),
+        (("study.toml", "silos = 3", "silos = 3\nengine = 'batched'"), "not part of this version"),
         (("records.csv", "1,M,no", "1,M,NaN"), "row 2"),
         (("records.csv", "1,M,no", "one,M,no"), "row 2"),
         (("records.csv", "x,sex,label", "x,sex"), "cannot be read"),

@@ -241,8 +241,8 @@ def test_rankings_of_many_are_scikit_learns(seed: int, monkeypatch: pytest.Monke
     truth = random.random(2000) < 0.2
     scores = np.round(random.normal(truth * 0.7), 1 if seed % 2 else 6)  # with and without ties
     monkeypatch.setattr(metrics, "BLOCK", 70)
-    assert metrics.auroc_of_many(truth, scores) == pytest.approx(sk.roc_auc_score(truth, scores), abs=1e-12)
-    assert metrics.auprc_of_many(truth, scores) == pytest.approx(sk.average_precision_score(truth, scores), abs=1e-12)
+    assert metrics.auroc(truth, scores) == pytest.approx(sk.roc_auc_score(truth, scores), abs=1e-12)
+    assert metrics.auprc(truth, scores) == pytest.approx(sk.average_precision_score(truth, scores), abs=1e-12)
 
 
 @pytest.mark.parametrize("task", ["two classes", "four classes", "labels", "a value"])
@@ -255,15 +255,13 @@ def test_metrics_do_not_depend_on_how_many_are_looked_at_together(task: str, mon
     names = ("rmse", "mae", "r2") if task == "a value" else ("accuracy", "auroc", "auprc", "brier", "f1", "ece")
     whole = metrics.evaluate(scores, labels, names)
     monkeypatch.setattr(metrics, "BLOCK", 64)
-    monkeypatch.setattr(metrics, "MANY", 10)
     assert metrics.evaluate(scores, labels, names) == pytest.approx(whole, abs=1e-12)
 
 
-def test_metrics_of_many_need_as_much_as_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_many_need_as_much_as_the_scores() -> None:
     random = np.random.default_rng(0)
     second = random.random(400_000)
     scores, labels = np.stack([1 - second, second], axis=1), (random.random(400_000) < second).astype(np.int8)
-    monkeypatch.setattr(metrics, "MANY", 10)
     names = ("accuracy", "auroc", "auprc", "brier", "balanced_accuracy", "f1", "ece")
     _, _, most = counted(lambda: metrics.evaluate(scores, labels, names))
     assert most <= 1.25 * scores.nbytes

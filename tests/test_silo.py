@@ -309,3 +309,17 @@ def test_a_run_cannot_name_another_folder(run: str, folder: Path) -> None:
     """Found: the server chose the folder that a silo writes to, and out of which it deletes old replies."""
     with pytest.raises(ProtocolError, match="32 hex digits"):
         Silo.open(folder).state(run)
+
+
+@pytest.mark.parametrize(("durability", "synced"), [("power-loss", 3), ("process", 0)])
+def test_what_a_run_keeps_is_synced_where_the_ledger_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, durability: str, synced: int
+) -> None:
+    (folder / "silo.toml").write_text(f'{SILO}[ledger]\ndurability = "{durability}"\n')
+    calls: list[int] = []
+    monkeypatch.setattr("os.fsync", calls.append)
+    state = Silo.open(folder).state(RUN)
+    assert state.agree("manifest")
+    state.keep_reply(1, b"reply")
+    state.keep_home({"a": np.zeros(1, np.float32)})
+    assert len(calls) == synced and state.reply(1) == b"reply" and RunState(folder=folder).durable

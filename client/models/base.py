@@ -136,7 +136,7 @@ def build(model: Model, shape: Shape, seed: int) -> nn.Module:
     from torch.nn.modules.batchnorm import _BatchNorm
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: torch.manual_seed also walks over devices
         module = model.build(shape)
     for name, part in module.named_modules():
         if isinstance(part, _BatchNorm):

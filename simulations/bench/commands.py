@@ -121,10 +121,50 @@ def deployment_command(
     _show(result, as_json, "a round of a deployment", (deployment.COLUMNS, deployment.table_rows(result)), facts)
 
 
-@app.command("simulation")
-def simulation_command() -> None:
-    """Measure the engines of simulations (not built yet)."""
-    raise not_built("fedsilo-simulate bench simulation", "the engines of simulations")
+@app.command("simulation", epilog="Example: fedsilo-simulate bench simulation --network mlp --engine pool --laps 2")
+def simulation_command(
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--network", help="mlp, cnn, gru, lstm, transformer; may be repeated. Default: mlp, cnn, gru."),
+    ] = None,
+    engines: Annotated[
+        list[str] | None,
+        typer.Option("--engine", help="inline, pool or ray; may be repeated. Default: all that are installed."),
+    ] = None,
+    silos: Annotated[int, typer.Option(min=3, help="Of the simulation, 40 records each.")] = 50,
+    cohort: Annotated[int | None, typer.Option(min=3, help="Silos of a round. Default: all, at most 50.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed in a lap, after one that warms up.")] = 4,
+    private: Annotated[
+        bool, typer.Option("--private", help="Train with DP-SGD in the engines; the yardstick never does.")
+    ] = False,
+    laps: Laps = 2,
+    out: Out = _OUT,
+    as_json: Json = False,
+) -> None:
+    """Measure the engines of simulations beside the plainest loop that trains the same network."""
+    from simulations.bench import simulation
+
+    given = tuple(dict.fromkeys(engines or simulation.engines()))
+    for option, asked, allowed in (
+        ("--network", names or (), simulation.networks()),
+        ("--engine", given, simulation.engines()),
+    ):
+        if wrong := [name for name in asked if name not in allowed]:
+            raise SettingError(f"{option} {wrong[0]} is not allowed; {nearest(wrong[0], allowed)}")
+    if cohort is None:
+        cohort = min(silos, 50)
+    if cohort > silos:
+        raise SettingError(
+            f"--cohort {cohort} is not allowed with --silos {silos}: a round has no more silos than that"
+        )
+    size = simulation.Size(silos=silos, cohort=cohort, rounds=rounds, private=private)
+    chosen = tuple(dict.fromkeys(names or ("mlp", "cnn", "gru")))
+    console = Console(stderr=True, highlight=False, quiet=as_json)
+    with _bar(console, laps * len(chosen) * (1 + len(given))) as (tell, advance):
+        result = simulation.bench(chosen, given, size, laps=laps, tell=tell, advance=advance)
+    simulation.write(result, out)
+    facts = f"load before {result['machine']['load']}, torch {_version(result, 'torch')}: {out}"
+    _show(result, as_json, "a round of a simulation", (simulation.COLUMNS, simulation.table_rows(result)), facts)
 
 
 @app.command("aggregation", epilog="Example: fedsilo-simulate bench aggregation --rule nnm --silos 11 --laps 3")

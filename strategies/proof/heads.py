@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -59,6 +60,11 @@ class SignedHead:
     def to_bytes(self) -> bytes:
         """Return its canonical bytes, which may travel."""
         return dump(self.value())
+
+    @cached_property
+    def countersigned(self) -> bytes:
+        """What a witness of this head signs."""
+        return _RECEIPT + hashlib.sha256(self.to_bytes()).digest()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SignedHead:
@@ -128,7 +134,7 @@ class Receipt:
         head = SignedHead.from_value(value["head"], checked=checked)
         if not (is_hex(value["witness"]) and is_hex(value["signature"], 128)):
             raise VerificationError("a receipt has a value that it cannot have")
-        if checked and not signed_by(value["signature"], value["witness"], _countersigned(head)):
+        if checked and not signed_by(value["signature"], value["witness"], head.countersigned):
             raise VerificationError(f"the receipt of position {head.head.seq} is not signed by the witness it names")
         return cls(head=head, witness=value["witness"], signature=value["signature"])
 
@@ -175,7 +181,12 @@ def sign_head(head: Head, key: Ed25519PrivateKey) -> SignedHead:
 
 def countersign(head: SignedHead, key: Ed25519PrivateKey) -> Receipt:
     """Return the receipt that a witness with this key keeps and hands on."""
-    return Receipt(head=head, witness=public_hex(key), signature=key.sign(_countersigned(head)).hex())
+    return Receipt(head=head, witness=public_hex(key), signature=receipt_signature(head, key))
+
+
+def receipt_signature(head: SignedHead, key: Ed25519PrivateKey) -> str:
+    """Return a witness' signature on a head (hex), which is what of its receipt travels to who knows the head."""
+    return key.sign(head.countersigned).hex()
 
 
 def equivocation(first: SignedHead, second: SignedHead) -> Equivocation | None:
@@ -186,7 +197,3 @@ def equivocation(first: SignedHead, second: SignedHead) -> Equivocation | None:
         if a.ledger_id == b.ledger_id and a.seq == b.seq and a.hash != b.hash
         else None
     )
-
-
-def _countersigned(head: SignedHead) -> bytes:
-    return _RECEIPT + hashlib.sha256(head.to_bytes()).digest()
