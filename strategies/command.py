@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from strategies.errors import FedsiloError, NotBuiltError
+from strategies.errors import FedsiloError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable object and nothing else.")]
 
@@ -46,8 +46,3 @@ def guarded(application: typer.Typer, *, arguments: list[str] | None = None) -> 
 
 def _is_usage(error: Exception) -> bool:
     return hasattr(error, "format_message") and getattr(error, "exit_code", None) == 2
-
-
-def not_built(command: str, part: str) -> NotBuiltError:
-    """Return the error of a subcommand whose part of the system is not there yet."""
-    return NotBuiltError(f"{command} is not part of this version: it comes with {part}")

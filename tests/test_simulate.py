@@ -216,7 +216,7 @@ def test_ctrl_c_leaves_the_finished_rounds_and_says_how_to_go_on(folder: Path) -
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in error
     (run_folder,) = folder.glob("runs/small-*")
-    assert str(run_folder.relative_to(folder)) in error and "resume" in error
+    assert str(run_folder.relative_to(folder)) in error and "run the study again" in error
     rounds = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     report = json.loads((run_folder / "report.json").read_text())
     assert report["run"]["status"] == "interrupted" and report["run"]["rounds_done"] == len(rounds) >= 3

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from strategies.command import Json, not_built
+from strategies.command import Json
 from strategies.errors import SettingError, nearest
 
 app = typer.Typer(help="Measure what privacy costs on this machine.", no_args_is_help=True)
