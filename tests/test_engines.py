@@ -226,8 +226,15 @@ def test_workers_that_do_not_start_end_the_run_with_one_sentence(
     assert "no_such_module" in capfd.readouterr().err
 
 
-def test_ctrl_c_leaves_no_worker_and_says_how_to_go_on(folder: Path, tmp_path: Path) -> None:
-    (folder / "study.toml").write_text(study_of("pool", rounds=50_000))
+def test_ctrl_c_leaves_no_worker_and_says_how_to_go_on(folder: Path, tmp_path: Path, full_tier: bool) -> None:
+    """In the full tier under Ray, too."""
+    for engine in ("pool", "ray") if full_tier else ("pool",):
+        (tmp_path / engine).mkdir()
+        interrupted(engine, folder, tmp_path / engine)
+
+
+def interrupted(engine: str, folder: Path, tmp_path: Path) -> None:
+    (folder / "study.toml").write_text(study_of(engine, rounds=50_000))
     command = [sys.executable, "-m", "simulations.cli", "run", str(folder / "study.toml"), "--out", str(tmp_path / "o")]
     code = "import simulations.cli; simulations.cli.main()"
     command[1:3] = ["-c", code]
@@ -240,11 +247,19 @@ def test_ctrl_c_leaves_no_worker_and_says_how_to_go_on(folder: Path, tmp_path: P
             break
         time.sleep(0.05)
     workers = children(process.pid)
-    assert len(workers) == min(pool.cores(), SILOS)
+    assert workers if engine == "ray" else len(workers) == min(pool.cores(), SILOS)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1 and b"Traceback" not in error and b"resume" in error
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert not any(alive(pid) for pid in workers)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def children(pid: int) -> list[int]:

@@ -13,10 +13,11 @@ import importlib.util
 import json
 import logging
 import os
+import signal
 import tempfile
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import tomlkit
@@ -133,7 +134,8 @@ def run(
         _write_app(Path(folder), run_config)
         server.start()
         try:
-            _serve_silos(client_app, len(silos), Path(folder), factory, own, stopped)
+            with _interruptible(stopped):
+                _serve_silos(client_app, len(silos), Path(folder), factory, own, stopped)
         except RuntimeError as error:
             if not failed:
                 failed.append(RunError(f"Flower's simulation runtime ended before the run did ({error.__cause__})"))
@@ -143,6 +145,31 @@ def run(
     if failed and not isinstance(failed[0], Stopped):
         raise failed[0]
     return context.state
+
+
+@contextmanager
+def _interruptible(stopped: threading.Event) -> Iterator[None]:
+    """Let Ctrl-C end the runtime as the end of a run does: torn out of its threads' hands, it would wait for them.
+
+    Raises:
+        KeyboardInterrupt: at the end of the block, where it came within it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        came.set()
+        stopped.set()
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came.is_set():
+        raise KeyboardInterrupt
 
 
 def require_ray() -> None:
