@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 from typing import TypeVar
 
+import numpy as np
+
 from client.ledger import Ledger
 from client.silo import Silo
 from strategies import wire
 from strategies.errors import ProtocolError
+from strategies.layout import Vector
 from strategies.manifest import Manifest
 from strategies.privacy.distributed import add_share
 from strategies.secagg.claims import Claim, Noise
-from strategies.secagg.plan import digest_of_model, digest_of_settings, members_of, setup_of, shares_of
+from strategies.secagg.plan import REACH, digest_of_model, digest_of_settings, members_of, setup_of, shares_of
 from strategies.secagg.ring import Words
 from strategies.secagg.setup import Floors
 from strategies.secagg.silo import SiloSession
@@ -84,6 +87,20 @@ def claim(
     if found.kind != kind:
         raise ProtocolError(f"the request asks for {kind}, and the sum that it names is of {found.kind}")
     return found
+
+
+def within_reach(before: Vector, after: Vector, weight: float) -> tuple[Vector, int]:
+    """Return the weights after training, with moves that a masked sum cannot hold cut to what it can, and how many.
+
+    Args:
+        before: weights that the server sent.
+        after: weights after training.
+        weight: of the silo, which its update is multiplied by.
+    """
+    most = np.float32(REACH / weight)
+    moved = after - before
+    far = np.abs(moved) > most
+    return np.where(far, before + np.clip(moved, -most, most), after), int(far.sum())
 
 
 def noise_of(study: Study, manifest: Manifest, parameters: int, claim: Claim) -> Noise | None:

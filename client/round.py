@@ -147,6 +147,8 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update 
     manifest = agreed(request.manifest, study, silo)
     if not 1 <= request.round <= study.file.study.rounds:
         raise ProtocolError(f"round {request.round} is not in the study's 1 to {study.file.study.rounds}")
+    if not 0 <= request.used < request.round:
+        raise ProtocolError(f"a round before {request.round} is gone on from, and round {request.used} is none")
     layout = model_layout(study)
     weights = layout.check(request.weights, "the model")
     broadcast = {name: layout.check(vector, name) for name, vector in request.broadcast.items()}
@@ -182,6 +184,8 @@ def prepare(request: wire.Train, study: Study, silo: Silo) -> Job | wire.Update 
         countersigned = countersign(evidence.list, evidence.text, manifest, silo, ledger)
     keep_given(silo, manifest.run, request.round, weights)
     home = {name: torch.from_numpy(array) for name, array in state.home(request.used).items()}
+    if request.used and study.strategy.keeps_home and not home:
+        silo.log(logging.ERROR, f"what the strategy kept of round {request.used} is lost here; it begins anew")
     aux = Aux(
         broadcast={name: torch.from_numpy(np.array(v)) for name, v in broadcast.items()},
         home=home,
@@ -223,6 +227,10 @@ def _train_one(job: Job) -> Result:
             raise
         job.silo.log(logging.WARNING, f"run {job.manifest.run[:8]} round {job.round}: counts as no update: {error}")
         after = job.weights
+    if study.masked and not study.silo_level:  # before the strategy looks: what it keeps here is what is sent
+        after, cut = masking.within_reach(job.weights, after, job.manifest.weight_of(job.silo.name))
+        if cut:
+            job.silo.log(logging.WARNING, f"{cut} entries of the update are cut to what a masked sum can hold")
     before, moved = (torch.from_numpy(np.require(vector, requirements="W")) for vector in (job.weights, after))
     contribution = study.strategy.update(before, moved, job.aux)
     if study.silo_level:

@@ -153,6 +153,8 @@ def _nodes(grid: SignedGrid, study: Study, nodes: dict[str, int]) -> dict[str, i
 def _read(path: Path, key: Ed25519PrivateKey) -> tuple[Any, Manifest, Mapping[str, Any]]:
     state, manifest, text = checkpoint.load_with_record(path / "checkpoint")
     saved = _opened(text, key)
+    if saved is not None and not saved.keys() >= set(_SAVED):
+        raise RunError(f"the run of {path} was begun with another version of Fedsilo; run the study anew")
     if saved is None or saved["manifest"] != manifest.digest() or saved["model"] != model_hash(state.weights):
         raise RunError(
             f"the checkpoint in {path} is not as the coordinator's key has signed it; it is not gone on from"

@@ -72,10 +72,12 @@ class Contribution:
 class Strategy:
     """Both halves of an algorithm; the defaults are federated averaging's.
 
-    `plain_sgd` says that the algorithm reckons with local steps of plain SGD, and with updates sent as they are.
+    `plain_sgd` says that the algorithm reckons with local steps of plain SGD, and with updates sent as they are,
+    `keeps_home` that every update leaves something at its silo.
     """
 
     plain_sgd: ClassVar[bool] = False
+    keeps_home: ClassVar[bool] = False
 
     def start(self, weights: Vector) -> State:
         """Return the server's state before the first round."""

@@ -35,7 +35,8 @@ def evaluate(scores: Scores, labels: Labels, names: Iterable[str]) -> dict[str, 
     of_one = _REGRESSION if scores.shape[1] == 1 else _CLASSIFICATION
     metrics = _MULTILABEL if labels.ndim == 2 else of_one
     wanted = {name: metrics[name] for name in (*names, "loss")}
-    if len(labels) == 0:
+    finite = all(np.isfinite(scores[start : start + BLOCK]).all() for start in range(0, len(scores), BLOCK))
+    if len(labels) == 0 or not finite:
         return dict.fromkeys(wanted)
     return {name: _number(metric(scores, labels)) for name, metric in wanted.items()}
 

@@ -31,6 +31,7 @@ class Scaffold(SumStrategy):
     """Federated averaging with control variates."""
 
     plain_sgd: ClassVar[bool] = True
+    keeps_home: ClassVar[bool] = True
 
     def start(self, weights: Vector) -> State:
         return State(weights=weights, memory={"h": np.zeros_like(weights)})

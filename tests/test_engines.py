@@ -146,12 +146,12 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pool.PoolGrid]:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def ask(grid: pool.PoolGrid, groups: dict[int, str], ttl: float = 60.0) -> dict[int, Message]:
-    """Invite silos by number, each with a group; return replies by number."""
+def ask(grid: pool.PoolGrid, groups: dict[int, str], ttl: float = 60.0, later: float = 0.0) -> dict[int, Message]:
+    """Invite silos by number, each with a group and `later` seconds more to answer; return replies by number."""
     request = wire.Invite(run="word", study="", code="", layout="")
     messages = [
-        Message(wire.to_record(request), FIRST_NODE + number, "query.invite", ttl=ttl, group_id=group)
-        for number, group in groups.items()
+        Message(wire.to_record(request), FIRST_NODE + number, "query.invite", ttl=ttl + place * later, group_id=group)
+        for place, (number, group) in enumerate(groups.items())
     ]
     replies = list(grid.pull_messages(grid.push_messages(messages)))
     assert [reply.metadata.src_node_id - FIRST_NODE for reply in replies] == list(groups)
@@ -212,6 +212,18 @@ def test_a_worker_that_hangs_is_killed_when_time_is_up(grid: pool.PoolGrid) -> N
     assert replies[0].error.code == replies[2].error.code == ErrorCode.NODE_UNAVAILABLE and replies[1].has_content()
     again = ask(grid, dict.fromkeys(range(SILOS), ""), ttl=2.0)
     assert all(reply.has_content() for reply in again.values()), "a new worker's start is no part of a silo's time"
+    assert [accepted(again[n]).silo for n in range(SILOS)] == [f"{n} of {SILOS}, yes" for n in range(SILOS)]
+
+
+def test_an_answer_that_comes_too_late_is_nobody_elses(grid: pool.PoolGrid) -> None:
+    """Found: time ran out for one silo after the other while a worker was started anew; it answered them all the same,
+    and each answer was taken for that of the next silo, for the rest of the run."""
+    ask(grid, dict.fromkeys(range(SILOS), ""))
+    replies = ask(grid, {0: "hang", 2: "", 4: ""}, ttl=1.0, later=0.2)
+    assert all(reply.error.code == ErrorCode.NODE_UNAVAILABLE for reply in replies.values())
+    for _ in range(2):
+        again = ask(grid, dict.fromkeys(range(SILOS), ""))
+        assert [accepted(again[n]).silo for n in range(SILOS)] == [f"{n} of {SILOS}, yes" for n in range(SILOS)]
 
 
 def test_workers_that_do_not_start_end_the_run_with_one_sentence(

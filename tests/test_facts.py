@@ -214,6 +214,13 @@ def test_what_is_not_protected_depends_on_the_study() -> None:
             [("noise_m", 'mechanism = "local-gaussian"\nclip_norm = 3.0\nnoise_m')],
             "one that does not clip is not bounded",
         ),
+        (
+            [
+                ("noise_m", 'mechanism = "local-gaussian"\nclip_norm = 3.0\nnoise_m'),
+                ("[model]", "[cohort]\nmin_silos = 2\n[model]"),
+            ],
+            "(3 f where others drop out and 2 are left)",
+        ),
         ([("noise_m", 'mechanism = "central-gaussian"\nclip_norm = 3.0\nnoise_m')], "the server clips each again"),
         ([("[model]", '[strategy]\nname = "median()"\n[model]')], "no more than 1 of 3 are hostile"),
     ],

@@ -197,3 +197,11 @@ def test_groups_are_evaluated_each_by_itself() -> None:
         del expected["loss"]
         assert got["sex"][value] == expected and None not in expected.values()
     assert got["sex"]["X"] == {"auroc": None, "f1": None}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", [slice(None), slice(3, 4)])
+def test_scores_that_are_no_numbers_have_no_metric(value: float, where: slice) -> None:
+    scores, labels = probabilities(10, 2, 0), some_labels(10, 2, 0)
+    scores[where] = value
+    assert set(evaluate(scores, labels, ("accuracy", "auroc", "auprc")).values()) == {None}

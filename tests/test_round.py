@@ -280,6 +280,9 @@ WRONG: dict[str, tuple[Callable[[], wire.Train], str]] = {
     "run that is a path": (lambda: request(manifest=manifest(run="../../../elsewhere")), "32 hex digits"),
     "round 0": (lambda: request(0), "round 0 is not in the study's 1 to 3"),
     "round 4": (lambda: request(4), "round 4 is not in the study's 1 to 3"),
+    "gone on from itself": (lambda: request(2, used=2), "round 2 is none"),
+    "gone on from before the first": (lambda: request(1, used=-1), "round -1 is none"),
+    "gone on from a round of many digits": (lambda: request(1, used=10**300), "0 is none"),
     "short weights": (lambda: request(weights=np.zeros(4, np.float32)), r"the model has shape \(4,\)"),
     "NaN weights": (lambda: request(weights=np.full(5, np.nan, np.float32)), "the model holds a value that is not"),
     "infinite broadcast": (
@@ -637,6 +640,7 @@ def test_what_a_strategy_keeps_at_home_is_there_next_round(
     for round, used, count in ((1, 0, 1), (2, 1, 2), (3, 1, 2)):  # nothing came of round 2
         reply = trained(silos[0], request(round, study, used=used), study)
         np.testing.assert_array_equal(reply.update, np.full(5, count, np.float32))
+    assert "is lost here" not in (silos[0].folder / "logs" / "silo.log").read_text()
     kept = silos[0].state(RUN).home(3)
     assert {name: set(array.tolist()) for name, array in kept.items()} == {"count": {2.0}}
     np.testing.assert_array_equal(trained(silos[1], request(1, study), study).update, 1)  # each silo has its own
@@ -657,6 +661,9 @@ def test_a_control_variate_moves_a_rounds_update_by_itself(tmp_path: Path) -> No
     still = trained(silo, other_run, study).update  # the same samples: they follow from seed, silo and round
     np.testing.assert_allclose(moved - still, h, rtol=0.2, atol=1e-5)
     np.testing.assert_allclose(silo.state(RUN).home(1)["h"], moved - h, atol=1e-6)
+    (silo.state(RUN).folder / "home-000001.safetensors").unlink()
+    trained(silo, request(2, study, used=1), study)
+    assert "what the strategy kept of round 1 is lost here" in (silo.folder / "logs" / "silo.log").read_text()
 
 
 # --- the edge: through the ClientApp object -----------------------------------------------------------------

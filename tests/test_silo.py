@@ -321,5 +321,5 @@ def test_what_a_run_keeps_is_synced_where_the_ledger_is(
     state = Silo.open(folder).state(RUN)
     assert state.agree("manifest")
     state.keep_reply(1, b"reply")
-    state.keep_home({"a": np.zeros(1, np.float32)})
+    state.keep_home(1, {"a": np.zeros(1, np.float32)})
     assert len(calls) == synced and state.reply(1) == b"reply" and RunState(folder=folder).durable

@@ -4,8 +4,8 @@ Each worker owns a fixed share of the silos, so each silo's records are read onc
 ledger at a time. It calls the same unchanged ClientApp, one message after another, on one torch thread.
 
 A worker is a fresh interpreter (`simulations/engines/worker.py`), not a fork: torch's threads and their locks do not
-survive a fork, and nothing of this process, its keys and open ledgers least of all, is inherited. Neither is the
-caller's main module imported anew, as `multiprocessing` would do.
+survive a fork, and no memory of this process, its keys and open ledgers least of all, is inherited (its environment
+is). Neither is the caller's main module imported anew, as `multiprocessing` would do.
 
 A worker that dies is started again: the silo that it had in hand counts as Flower's "node unavailable", those that
 waited are asked again. One that has not answered when the study's round_timeout_s is over is killed, and what is
@@ -138,7 +138,7 @@ class Worker:
             self._process.kill()
 
     def read(self) -> tuple[_Asked, Message] | None:
-        """Read the next reply, or that the process is ready.
+        """Read the next reply, or that the process is ready; None for that, and for what nobody waits for any more.
 
         Raises:
             EOFError, OSError: the process is gone.
@@ -147,10 +147,12 @@ class Worker:
         if not facts:
             self.ready = True
             return None
-        error, payload = json.loads(facts)["error"], self.connection.recv_bytes()
+        told, payload = json.loads(facts), self.connection.recv_bytes()
+        if not self.asked or told["id"] != self.asked[0].facts["id"]:
+            return None
         asked = self.asked.popleft()
-        if error:
-            return asked, Message(Error(code=error, reason="the silo's app failed"), reply_to=asked.message)
+        if told["error"]:
+            return asked, Message(Error(code=told["error"], reason="the silo's app failed"), reply_to=asked.message)
         return asked, Message(wire.payload_to_record(payload), reply_to=asked.message)
 
     def restart(self) -> None:
@@ -236,7 +238,7 @@ class PoolGrid(NodesGrid):
             self._keep(asked, unavailable(asked.message) if asked.lost else reply)
 
     def _give_up(self, worker: Worker) -> None:
-        """Lose what is overdue, and the process that has it in hand, unless that has only just been started."""
+        """Lose what is overdue, and the process that has it in hand; one that only just starts has nothing in hand."""
         now = time.monotonic()
         while worker.asked and worker.asked[0].deadline <= now:
             self._lose(worker)

@@ -63,7 +63,12 @@ class RayGrid(InMemoryGrid):
         self._replies: dict[str, Message] = {}
         self._never_sent = 0
 
+    def get_node_ids(self) -> Iterable[int]:
+        self._require_runtime()
+        return super().get_node_ids()
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self._require_runtime()
         ids = []
         for message in messages:
             fate = self._faults.fate(message)
@@ -79,8 +84,7 @@ class RayGrid(InMemoryGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        if self._stopped.is_set():
-            raise Stopped
+        self._require_runtime()
         ids = list(message_ids)
         found = [self._replies.pop(identity) for identity in ids if identity in self._replies]
         asked = [identity for identity in ids if not identity.startswith("lost-")]
@@ -88,6 +92,10 @@ class RayGrid(InMemoryGrid):
             message = self._lost.pop(reply.metadata.reply_to_message_id, None)
             found.append(reply if message is None else unavailable(message))
         return found
+
+    def _require_runtime(self) -> None:
+        if self._stopped.is_set():
+            raise Stopped
 
 
 def run(
@@ -138,7 +146,9 @@ def run(
                 _serve_silos(client_app, len(silos), Path(folder), factory, own, stopped)
         except RuntimeError as error:
             if not failed:
-                failed.append(RunError(f"Flower's simulation runtime ended before the run did ({error.__cause__})"))
+                failed.append(
+                    RunError(f"Flower's simulation runtime ended before the run did ({error.__cause__ or error})")
+                )
         finally:
             stopped.set()
             server.join()
@@ -162,6 +172,7 @@ def _interruptible(stopped: threading.Event) -> Iterator[None]:
     def interrupt(*_: object) -> None:
         came.set()
         stopped.set()
+        signal.signal(signal.SIGINT, before)  # a second one does not wait
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
@@ -182,6 +193,13 @@ def require_ray() -> None:
         raise SettingError(
             "simulation.engine = 'ray' needs Ray, which is not installed; run pip install 'fedsilo[ray]', or use "
             "--engine pool"
+        )
+    import ray
+
+    if ray.is_initialized():
+        raise SettingError(
+            "simulation.engine = 'ray' starts a runtime of its own, and Ray runs in this process already; call "
+            "ray.shutdown() before, or use --engine pool"
         )
 
 

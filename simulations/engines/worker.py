@@ -51,8 +51,11 @@ def main() -> None:
         if number not in contexts:
             contexts[number] = silo_context(number, settings["silos"], settings["config"])
         error, payload = _answer(app, _message(facts, front + rest), contexts[number])
-        connection.send_bytes(json.dumps({"id": facts["id"], "error": error}).encode())
-        connection.send_bytes(payload)
+        try:
+            connection.send_bytes(json.dumps({"id": facts["id"], "error": error}).encode())
+            connection.send_bytes(payload)
+        except OSError:  # nobody reads any more: the run is over
+            os._exit(0)
 
 
 def _tasks(connection: Connection) -> SimpleQueue[Task]:

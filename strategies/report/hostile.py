@@ -26,9 +26,15 @@ def sentence(study: Study, members: int) -> str:
         )
     if study.silo_level:
         clipped_again = study.file.privacy.mechanism == "central-gaussian" and not study.masked
+        least = min(silos, study.file.cohort.min_silos)
+        most = f"2 f C / n = {2 * clip_norm / silos:.3g} f in L2"
+        if least < silos:
+            most += f" ({2 * clip_norm / least:.3g} f where others drop out and {least} are left)"
+        if study.file.strategy.weights == "declared":
+            most = f"2 C = {2 * clip_norm:.3g} times their share of the declared weights of the round, in L2"
         return (
             f"{_ANYTHING}. f hostile ones of {silos} silos that clip as the code does move a round's mean update by at "
-            f"most 2 f C / n = {2 * clip_norm / silos:.3g} f in L2"
+            f"most {most}"
             + ("; the server clips each again." if clipped_again else "; one that does not clip is not bounded.")
         )
     return f"{_ANYTHING}, and the mean of a round goes where it pulls."
