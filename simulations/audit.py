@@ -37,15 +37,16 @@ from strategies.errors import DataError, SettingError
 from strategies.privacy import audit as one_run
 from strategies.privacy.accountant import epsilon
 from strategies.privacy.audit import Guesses
-from strategies.privacy.conformance import FALSE_ALARM, Claim, conformance, noise_of
+from strategies.privacy.conformance import FALSE_ALARM, LEAST_VALUES, Claim, conformance
 from strategies.privacy.profile import Profile, profile
 from strategies.report.audit_page import render
 from strategies.study import Study
 
 DELTA = 1e-6  # the bounds lose 2 x canaries x delta, so delta must be small beside one over the canaries
-CANARIES, LEAST_CANARIES = 1000, 100
-_GUESSED = 0.1  # of all at each end; fixed before anything is seen
+CANARIES = 1000
+_GUESSED = {"canaries": 0.1, "records": 0.25}  # of all at each end, fixed before anything is seen
 _LEAST_UNITS = 20
+_MOST_VALUES = 2**27  # steps times coordinates, which are held in memory: 512 MiB, a few times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +100,29 @@ def require_auditable(study: Study) -> None:
         )
 
 
+def require_enough(study: Study, silo: Silo, canaries: int) -> None:
+    """Raise unless an audit of so many canaries at this silo would say something, within memory.
+
+    Raises:
+        DataError, SettingError: with what would do.
+    """
+    units, steps = read_records(silo, study).train.units, study.file.study.rounds * study.file.training.steps
+    if units < _LEAST_UNITS:
+        raise DataError(
+            f"{silo.name} has {units} training units and an audit needs {_LEAST_UNITS}; lower simulation.silos"
+        )
+    least, most = -(-LEAST_VALUES // steps), _MOST_VALUES // (2 * steps)
+    if not least <= canaries <= most:
+        raise SettingError(
+            f"canaries = {canaries} is not allowed with {steps} steps: it must be from {least} to {most}, so that "
+            "there is enough to see and it fits into memory; write --canaries accordingly, or change study.rounds"
+        )
+
+
 def audit_silo(study: Study, silo: Silo, *, canaries: int, advance: Callable[[int, int], None]) -> dict[str, Any]:
     """Return audit.json: the three layers on the records of one silo. Arguments as in `audit`."""
     part = read_records(silo, study).train
-    if part.units < _LEAST_UNITS:
-        raise DataError(
-            f"{silo.name} has {part.units} training units and an audit needs {_LEAST_UNITS}; lower simulation.silos"
-        )
+    require_enough(study, silo, canaries)
     rounds = range(1, study.file.study.rounds + 1)
     plans = tuple(plan_of(study, silo.name, number) for number in rounds)
     both = 2 * sum(plan.steps for plan in plans)
@@ -128,13 +145,12 @@ def audit_silo(study: Study, silo: Silo, *, canaries: int, advance: Callable[[in
     rows = study.file.data.max_records_per_unit + 1 if study.file.data.unit else 1
     seen = observe(training, Canaries(included=included, controls=canaries, rows=rows))
     checks = conformance(seen.observations, claim)
-    noise = noise_of(seen.observations)
-    score = one_run.scores(seen.canaries_TC, sampling_rate=claim.sampling_rate, noise_multiplier=noise)
+    score = one_run.scores(seen.canaries_TC, sampling_rate=claim.sampling_rate, noise_multiplier=seen.noise)
     in_data = _coins(part.units)
     loss = losses_of(training, in_data)
     layers = {
-        "canaries": _layer(score, included, curve),
-        "records": _layer(-loss, in_data, curve),
+        "canaries": _layer("canaries", score, included, curve),
+        "records": _layer("records", -loss, in_data, curve),
     }
     return {
         **_what(study, silo, part.units),
@@ -178,23 +194,19 @@ def _coins(count: int) -> Mask:
     return bits[:count].astype(np.bool_)
 
 
-def _layer(score: NDArray[np.float64], included: Mask, curve: Profile) -> dict[str, Any]:
-    guesses = one_run.guess(score, included, max(1, round(_GUESSED * len(score))))
+def _layer(name: str, score: NDArray[np.float64], included: Mask, curve: Profile) -> dict[str, Any]:
+    guesses = one_run.guess(score, included, max(1, round(_GUESSED[name] * len(score))))
+    perfect = Guesses(canaries=guesses.canaries, made=guesses.made, correct=guesses.made)
     return {
         **asdict(guesses),
         "included": int(included.sum()),
         "epsilon_lower_bound": one_run.lower_bound(guesses, DELTA),
         "epsilon_lower_bound_gaussian": one_run.gaussian_lower_bound(guesses, DELTA),
-        "most_that_can_be_shown": _ceiling(guesses),
+        "most_that_can_be_shown": one_run.gaussian_lower_bound(perfect, DELTA),
+        "can_contradict": one_run.contradicts(perfect, curve, one_run.FALSE_ALARM),
         "roc": [list(pair) for pair in one_run.rates(score, included)],
         "contradicted": one_run.contradicts(guesses, curve, one_run.FALSE_ALARM),
     }
-
-
-def _ceiling(guesses: Guesses) -> float:
-    """Return the bound that would have come out had every guess been right."""
-    perfect = Guesses(canaries=guesses.canaries, made=guesses.made, correct=guesses.made)
-    return one_run.gaussian_lower_bound(perfect, DELTA)
 
 
 def _histogram(values: NDArray[np.floating], claimed: float) -> dict[str, list[float]]:

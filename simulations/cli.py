@@ -219,6 +219,7 @@ def machine_readable(outcome: Outcome) -> dict[str, Any]:
         "epsilon": {silo["name"]: {key: silo[key] for key in ("epsilon", "delta", "unit")} for silo in facts["silos"]},
         "rounds": len(rounds),
         "seconds": {"total": round(outcome.seconds, 3), "per_round": per_round},
+        "audit": {key: facts["audit"][key] for key in ("status", "reason")},
         "mechanism": facts["privacy"]["mechanism"],
         "warning": (facts["privacy"]["silo_level"] or {}).get("warning"),
     }

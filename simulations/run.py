@@ -22,7 +22,7 @@ from server.folder import RunFolder
 from server.identity import FOLDER, coordinator_key
 from simulations.silos import complete, make_silos, pooled, why_refused
 from simulations.sources import read_dataset
-from strategies.errors import NotBuiltError, Refusal
+from strategies.errors import FedsiloError, NotBuiltError, Refusal
 from strategies.proof.canonical import dump
 from strategies.proof.entries import public_hex
 from strategies.report.audit_page import beside
@@ -76,6 +76,10 @@ def simulate(
     study, notes = complete(study, source, base)
     silos = make_silos(study, source, out.absolute() / "silos", fresh=secrets.token_hex(8) if fresh else "")
     del source  # its index of a large data set takes memory
+    if audited:
+        from simulations.audit import CANARIES, require_enough
+
+        require_enough(study, Silo.open(silos[0]), CANARIES)  # before anything is spent
     parts, test = _records(study, silos)
     test_file = _write_test(silos[0].parent, study, test)
     try:
@@ -104,15 +108,23 @@ def simulate(
         log.info("baselines")
         facts["baselines"] = asdict(baselines(study, parts, test))
     if audited:
-        from simulations.audit import CANARIES, audit_silo, keep
-
-        log.info("audit")
-        found = audit_silo(study, Silo.open(silos[0]), canaries=CANARIES, advance=lambda steps, total: None)
-        keep(found, folder.path)
-        facts["audit"] = beside(found)
+        facts["audit"] = _audit(study, silos[0], folder.path)
     folder.record_report(facts)
     _write_pins(silos, out)
     return Outcome(folder=folder.path, facts=facts, silos=silos, seconds=time.monotonic() - began)
+
+
+def _audit(study: Study, silo: Path, folder: Path) -> dict[str, Any]:
+    """Audit the study's training at a silo; return what the report says of it: a run has its report in any case."""
+    from simulations.audit import CANARIES, audit_silo, keep
+
+    log.info("audit")
+    try:
+        found = audit_silo(study, Silo.open(silo), canaries=CANARIES, advance=lambda steps, total: None)
+    except FedsiloError as error:
+        return {"status": "failed", "reason": f"the audit came to no end: {error}"}
+    keep(found, folder)
+    return beside(found)
 
 
 def _write_pins(silos: list[Path], out: Path) -> None:

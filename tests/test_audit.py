@@ -24,14 +24,14 @@ from hypothesis import strategies as st
 from test_report import facts as run_facts
 
 from client.silo import Silo
-from client.training import local
+from client.training import local, passes
 from client.training.canaries import Canaries, Training, WithCanaries, observe
 from simulations.audit import audit, audit_silo
 from simulations.ready import read_study
 from simulations.run import simulate
 from simulations.silos import REGISTRIES, complete, make_silos
 from simulations.sources import read_dataset
-from strategies.errors import AccountingError, DataError, SettingError
+from strategies.errors import AccountingError, DataError, RunError, SettingError
 from strategies.privacy import audit as bounds
 from strategies.privacy.audit import Guesses, contradicts, gaussian_lower_bound, lower_bound, p_value
 from strategies.privacy.conformance import Claim, Observations, conformance
@@ -153,13 +153,18 @@ CLAIM = Claim(noise_multiplier=1.5, sampling_rate=0.2, steps=60)
 
 def simulated(random: np.random.Generator, claim: Claim = CLAIM, coordinates: int = 200) -> Observations:
     """What a mechanism as claimed shows."""
-    steps, sigma = claim.steps, claim.noise_multiplier
-    sampled = random.random((steps, coordinates)) < claim.sampling_rate
+    steps, sigma, rate = claim.steps, claim.noise_multiplier, claim.sampling_rate
+
+    def sampled(count: int, rate: float, noise: float) -> np.ndarray:
+        return (random.random((count, coordinates)) < rate) + random.normal(0, noise, (count, coordinates))
+
     return Observations(
         untouched_TK=random.normal(0, sigma, (steps, coordinates)),
-        touched_TM=sampled + random.normal(0, sigma, (steps, coordinates)),
-        always_SM=1.0 + random.normal(0, sigma, (40, coordinates)),
+        touched_TM=sampled(steps, rate, sigma),
+        sampled_SM=sampled(200, rate, 0.02),
+        always_AM=sampled(5, 1.0, 0.02),
         again_2K=random.normal(0, sigma, (2, coordinates)),
+        difference=1e-6,
     )
 
 
@@ -168,7 +173,7 @@ def failed(observed: Observations, claim: Claim = CLAIM) -> set[str]:
 
 
 def test_a_mechanism_as_claimed_passes(scaled: Callable[..., int]) -> None:
-    """9 checks a run at 1e-5 each: of 1,000 runs more than 2 fail with probability 1e-4 (Poisson of mean 0.09)."""
+    """16 checks a run at 1e-5 each: of 1,000 runs more than 2 fail with probability 6e-4 (Poisson of mean 0.16)."""
     random, runs = np.random.default_rng(3), scaled(1000)
     assert sum(bool(failed(simulated(random))) for _ in range(runs)) <= 2
 
@@ -180,9 +185,38 @@ ARRAY_FAULTS: dict[str, tuple[str, Callable[[Observations], Observations]]] = {
         lambda o: replace(o, untouched_TK=np.concatenate([0 * o.untouched_TK[:1], o.untouched_TK[1:]])),
     ),
     "a step that is missing": ("steps", lambda o: replace(o, untouched_TK=o.untouched_TK[1:])),
-    "a clip that is a tenth too wide": ("sensitivity", lambda o: replace(o, always_SM=o.always_SM + 0.1)),
-    "canaries that nobody clips in": ("sensitivity", lambda o: replace(o, always_SM=o.always_SM - 0.5)),
-    "half as many samples again": ("sampling rate", lambda o: replace(o, touched_TM=o.touched_TM + 0.1)),
+    "a clip that is a hundredth too wide": ("sensitivity", lambda o: replace(o, always_AM=o.always_AM * 1.01)),
+    "canaries that are lost": ("sensitivity", lambda o: replace(o, always_AM=o.always_AM - 0.5)),
+    "another way through the layers": ("same sum", lambda o: replace(o, difference=0.01)),
+    "half as many samples again": ("rate under noise", lambda o: replace(o, touched_TM=o.touched_TM + 0.15)),
+    "a tenth more in each sample": (
+        "sampling rate",
+        lambda o: replace(o, sampled_SM=np.maximum(o.sampled_SM, np.random.default_rng(8).random((200, 200)) < 0.025)),
+    ),
+    "everybody or nobody": (
+        "samples a step",
+        lambda o: replace(o, sampled_SM=np.repeat(o.sampled_SM[:, :1], 200, axis=1)),
+    ),
+    "the same units in every sample": (
+        "samples a unit",
+        lambda o: replace(o, sampled_SM=np.repeat(o.sampled_SM[:1], 200, axis=0)),
+    ),
+    "every sample used twice": (
+        "samples again",
+        lambda o: replace(o, sampled_SM=np.repeat(o.sampled_SM[:100], 2, axis=0)),
+    ),
+    "samples that come again after fifty": (
+        "samples again",
+        lambda o: replace(o, sampled_SM=np.tile(o.sampled_SM[:50], (4, 1))),
+    ),
+    "noise of two steps before": (
+        "two steps",
+        lambda o: replace(o, untouched_TK=np.concatenate([o.untouched_TK[2:3], o.untouched_TK[1:]])),
+    ),
+    "two coordinates of one noise": (
+        "two coordinates",
+        lambda o: replace(o, untouched_TK=np.concatenate([o.untouched_TK[:, 9:10], o.untouched_TK[:, 1:]], axis=1)),
+    ),
     "noise of the step before": (
         "next step",
         lambda o: replace(o, untouched_TK=0.98 * o.untouched_TK + 0.2 * np.roll(o.untouched_TK, 1, axis=0)),
@@ -333,6 +367,21 @@ def wider_clip(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(local, "clipped_sum", clipped)
 
 
+def wider_chain(patch: pytest.MonkeyPatch) -> None:
+    """What a model that is a chain of layers owes is halved before it is clipped, and so clipped less."""
+    along = passes._along_the_chain
+
+    def halved(*given: Any) -> Any:
+        found = along(*given)
+        for located in found:
+            for name, values in vars(located.part).items():
+                if name in ("g_UO", "values_UP"):
+                    values.mul_(0.01)
+        return found
+
+    patch.setattr(passes, "_along_the_chain", halved)
+
+
 def clip_by_row(patch: pytest.MonkeyPatch) -> None:
     def clipped(model: Any, loss: Any, batch: Any, units: Any, clip_norm: float, *rest: Any) -> torch.Tensor:
         return CLIPPED_SUM(model, loss, batch, np.arange(len(units)), clip_norm, *rest)
@@ -343,6 +392,40 @@ def clip_by_row(patch: pytest.MonkeyPatch) -> None:
 def samples_twice(patch: pytest.MonkeyPatch) -> None:
     one = SecretRandom.poisson_sample
     patch.setattr(SecretRandom, "poisson_sample", lambda self, count, rate: one(self, count, min(1.0, 2 * rate)))
+
+
+def sampler(draw: Callable[[int, float, int, np.random.Generator], np.ndarray]) -> Patch:
+    """Replace how samples are drawn: from the number of units, the rate, the step's number and a generator."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        steps: dict[int, int] = {}
+        random = np.random.default_rng(1)
+
+        def sampled(self: SecretRandom, count: int, rate: float) -> np.ndarray:
+            steps[count] = steps.get(count, -1) + 1
+            return np.sort(draw(count, rate, steps[count], random)).astype(np.intp)
+
+        patch.setattr(SecretRandom, "poisson_sample", sampled)
+
+    return plant
+
+
+def shuffled_epochs(count: int, rate: float, step: int, random: np.random.Generator) -> np.ndarray:
+    batches = round(1 / rate)
+    order = np.random.default_rng([count, step // batches]).permutation(count)
+    return np.array_split(order, batches)[step % batches]
+
+
+def in_turn(count: int, rate: float, step: int, random: np.random.Generator) -> np.ndarray:
+    return np.arange(step % round(1 / rate), count, round(1 / rate))
+
+
+def twice_each(count: int, rate: float, step: int, random: np.random.Generator) -> np.ndarray:
+    return np.flatnonzero(np.random.default_rng([count, step // 2]).random(count) < rate)
+
+
+def all_or_nobody(count: int, rate: float, step: int, random: np.random.Generator) -> np.ndarray:
+    return np.arange(count if random.random() < rate else 0)
 
 
 def skips_a_step(patch: pytest.MonkeyPatch) -> None:
@@ -365,6 +448,11 @@ FAULTS: dict[str, tuple[str, str, Patch]] = {
     "a clip norm that is half as large again": ("sensitivity", "", wider_clip),
     "each record clipped, not each person": ("sensitivity", PEOPLE, clip_by_row),
     "everyone sampled twice as often": ("sampling rate", "", samples_twice),
+    "shuffled epochs in place of samples": ("samples a unit", "", sampler(shuffled_epochs)),
+    "units in turn": ("samples again", "", sampler(in_turn)),
+    "each sample used twice": ("samples again", "", sampler(twice_each)),
+    "all units or none": ("samples a step", "", sampler(all_or_nobody)),
+    "a clip that the chain of layers forgets": ("same sum", "", wider_chain),
     "a step that is not taken": ("steps", "", skips_a_step),
 }
 
@@ -422,7 +510,7 @@ KINDS = {
 def test_other_tasks_and_models_are_audited(tmp_path: Path, kind: str) -> None:
     name, values = KINDS[kind]
     study, base = read_study(name, {**values, "simulation.silos": 3, "training.steps": 4})
-    found = audit(study, base, out=tmp_path, canaries=200, advance=lambda steps, total: None)
+    found = audit(study, base, out=tmp_path, canaries=300, advance=lambda steps, total: None)
     assert not found.contradicted, found.facts["conformance"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [found.folder.name], "no silo folder is left"
 
@@ -475,6 +563,31 @@ def test_a_silo_of_few_units_is_refused(tmp_path: Path) -> None:
     study, base = read_study("breast-cancer", {"simulation.silos": 40, "simulation.partition": "iid"})
     with pytest.raises(DataError, match=r"lower simulation\.silos"):
         audit(study, base, out=tmp_path, advance=lambda steps, total: None)
+
+
+def test_too_few_or_too_many_canaries_are_refused_before_anything_is_trained(site: Site) -> None:
+    study, silo = site()
+    for canaries in (24, 2**21):
+        with pytest.raises(SettingError, match="with 40 steps: it must be from 25 to 1677721"):
+            audit_silo(study, silo, canaries=canaries, advance=lambda steps, total: None)
+
+
+def test_an_audit_that_cannot_tell_says_so(site: Site) -> None:
+    facts = audited(site, privacy__noise_multiplier=0.3)
+    assert not facts["records"]["can_contradict"] and "too few to tell" in render(facts)
+
+
+def test_a_run_whose_audit_fails_has_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"study.rounds": 2, "privacy.noise_multiplier": 2.0, "privacy.epsilon": None}
+    study, base = read_study("breast-cancer", {**values, "simulation.silos": 40, "simulation.partition": "iid"})
+    with pytest.raises(DataError, match="an audit needs 20"):
+        simulate(study, base, out=tmp_path / "few", audited=True)
+    assert not list((tmp_path / "few").glob("breast-cancer-*")), "told before anything is spent"
+    monkeypatch.setattr("simulations.audit.observe", lambda *_: (_ for _ in ()).throw(RunError("it left the range")))
+    study, base = read_study("breast-cancer", values)
+    outcome = simulate(study, base, out=tmp_path, audited=True, with_baselines=False)
+    assert outcome.facts["audit"]["status"] == "failed" and (outcome.silos[0].parent / "pins.json").exists()
+    assert "it left the range" in (outcome.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_page_of_a_contradiction_claims_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

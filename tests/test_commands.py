@@ -181,12 +181,12 @@ TWO = [
 
 
 def test_an_audit_prints_one_json_object_and_leaves_its_page(study: Path, run: Run) -> None:
-    done = run("fedsilo-simulate", "audit", "study.toml", *TWO, "--canaries", "200", "--json", cwd=study)
+    done = run("fedsilo-simulate", "audit", "study.toml", *TWO, "--canaries", "300", "--json", cwd=study)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (study / facts["audit"] / "audit.html").exists() and facts["contradicted"] is False
     assert facts["claim"]["epsilon"] > facts["canaries"]["epsilon_lower_bound"] >= 0
-    assert len(facts["conformance"]) == 9 and all(check["holds"] for check in facts["conformance"])
+    assert len(facts["conformance"]) == 16 and all(check["holds"] for check in facts["conformance"])
 
 
 def test_an_audit_that_contradicts_the_claim_exits_4(study: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

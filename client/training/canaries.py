@@ -2,8 +2,11 @@
 
 The model gets a table beside it that no record touches, one weight a canary. A canary's loss pulls at its own weight
 alone, far harder than the clip norm, so that its clipped gradient is one clip norm along its own axis. Canaries are
-sampled, clipped and noised by the code that does so with records (`client.training.local.train`): nothing of the
-private path is replaced or hooked, and what is seen of it is the noisy gradient that the optimiser sees.
+sampled, clipped and noised by the code that does so with records (`client.training.local.train`): nothing is hooked,
+and what is seen is the noisy gradient that the optimiser sees.
+
+A model with a table beside it is no chain of layers any more, so its layers may be gone through in another way
+(`client.training.passes`); that both ways give one sum is checked on some of the records.
 
 The weights of the task are trained as ever; the table is thrown away, and nothing here is sent.
 """
@@ -20,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from client.data.records import Part
+from client.data.records import Part, Selected
 from client.models.base import Inputs, Shape, build, layout_of
+from client.training.gradients import clipped_sum
 from client.training.local import Plan, train
 from client.training.losses import row_loss
 from strategies.base import Array, Aux, Strategy
@@ -31,7 +35,10 @@ from strategies.study import Study
 
 Mask = NDArray[np.bool_]
 _PULL = 1000.0  # clip norms of a canary's gradient before it is clipped
-_ALWAYS_STEPS = 40  # at a sampling rate of 1
+_QUIET = 0.02  # noise with which samples are plain to see; the sampler does not know of it
+_ALWAYS_STEPS = 5  # at a sampling rate of 1
+_SAMPLES, _MOST_SAMPLES, _COMMON = 200, 2000, 50  # looked at; as many more as two samples need common units
+_COMPARED = 64  # units whose sum is made both ways
 _ROWS_AT_ONCE = 512
 _SEED = 7  # of generators that must not matter
 
@@ -57,10 +64,12 @@ class Seen:
 
     Args:
         observations: of coordinates by whether a canary is behind them.
+        noise: standard deviation where there never was a canary; it says nothing of who was in.
         canaries_TC: steps by canaries, noisy sums over the clip norm, oriented so that a canary adds one.
     """
 
     observations: Observations
+    noise: float
     canaries_TC: NDArray[np.float32]
 
 
@@ -107,22 +116,31 @@ def observe(training: Training, canaries: Canaries) -> Seen:
         seen.append(audit.run(model, records, plan))
         training.advance(plan.steps)
     steps_TW = np.concatenate(seen)
-    everyone = audit.part(np.ones_like(canaries.included), records=False)
-    always = replace(first, sampling_rate=1.0, steps=_ALWAYS_STEPS, expected_batch_size=float(everyone.units))
-    always_SW = audit.run(audit.model(), everyone, always)
+    everyone, own = audit.part(np.ones_like(canaries.included), records=False), slice(1, 1 + len(canaries.included))
+    quiet = replace(first, noise_multiplier=_QUIET, steps=_steps_of_samples(first.sampling_rate, everyone.units))
+    always = replace(quiet, sampling_rate=1.0, steps=_ALWAYS_STEPS)
     again = []
     for _ in range(2):
         with _seeded():
             again.append(audit.run(audit.model(), records, replace(first, steps=1))[0])
     touched = np.concatenate([[False], canaries.included, np.zeros(canaries.controls, dtype=np.bool_)])
-    own = slice(1, 1 + len(canaries.included))
+    controls = np.concatenate([steps_TW[:, :1], steps_TW[:, own.stop :]], axis=1)
     observations = Observations(
         untouched_TK=steps_TW[:, ~touched],
         touched_TM=steps_TW[:, touched],
-        always_SM=always_SW[:, own],
+        sampled_SM=audit.run(audit.model(), everyone, quiet)[:, own],
+        always_AM=audit.run(audit.model(), everyone, always)[:, own],
         again_2K=np.stack(again)[:, ~touched],
+        difference=audit.difference(),
     )
-    return Seen(observations=observations, canaries_TC=steps_TW[:, own])
+    noise = float(np.sqrt(np.mean(np.square(controls, dtype=np.float64))))
+    return Seen(observations=observations, noise=noise, canaries_TC=steps_TW[:, own])
+
+
+def _steps_of_samples(rate: float, units: int) -> int:
+    """Return of how many steps the samples are looked at."""
+    wanted = _COMMON / (units * min(rate, 1 - rate) ** 2) if rate < 1 else 0.0
+    return int(min(_MOST_SAMPLES, max(_SAMPLES, wanted)))
 
 
 def losses_of(training: Training, included: Mask) -> NDArray[np.float64]:
@@ -250,6 +268,18 @@ class _Audit:
         scale = self.sign * plan.expected_batch_size / plan.clip_norm
         return np.asarray(torch.stack(recorder.seen).numpy() * np.float32(scale))
 
+    def difference(self) -> float:
+        """Return how far the clipped sum of some records is from that of the model alone, relative in L2."""
+        part, plan, device = self.training.part, self.training.plans[0], self.training.device
+        owner = np.arange(len(part.y)) if part.unit_of_row is None else np.asarray(part.unit_of_row)
+        rows = np.flatnonzero(owner < _COMPARED)
+        chosen, loss = torch.from_numpy(rows), row_loss(self.training.shape, device)
+        alone, beside = self.training.model().to(device).train(), self.model().train()
+        y, units = part.y[chosen].to(device), owner[rows].astype(np.int64)
+        one = clipped_sum(alone, loss, (part.x[chosen].to(device), y), units, plan.clip_norm)
+        other = clipped_sum(beside, loss, (chosen.to(device), y), units, plan.clip_norm)[: len(one)]  # before "table"
+        return float((one - other).norm() / one.norm().clamp_min(torch.finfo(one.dtype).tiny))
+
 
 @contextmanager
 def _seeded() -> Iterator[None]:
@@ -273,8 +303,9 @@ def _only(part: Part, included: Mask) -> Part:
     owner = np.arange(len(part.y)) if part.unit_of_row is None else part.unit_of_row
     rows = np.flatnonzero(included[owner])
     number = np.cumsum(included) - 1
+    inside = isinstance(part.x, torch.Tensor)  # what lies on disk stays there
     return Part(
-        x=part.x[torch.from_numpy(rows)],
+        x=part.x[torch.from_numpy(rows)] if inside else Selected(part.x, rows),
         y=part.y[torch.from_numpy(rows)],
         unit_of_row=None if part.unit_of_row is None else number[owner[rows]],
     )

@@ -9,8 +9,9 @@ which are. Differential privacy bounds how many guesses can be right:
   same guesses against a whole trade-off curve, which is sharper. Here that curve is the claimed one itself, so nothing
   is assumed of it; an epsilon follows from it for Gaussian curves alone.
 
-Guarantees: under a true claim, a lower bound at confidence c is above it with probability at most 1 - c, and the claim
-is contradicted at significance s with probability at most s. An audit never proves a claim.
+Guarantees: under a true claim, a lower bound at confidence c is above it with probability at most 1 - c (the Gaussian
+one where the curve is Gaussian), and the claim is contradicted at significance s with probability at most s, if the
+guesses follow from what was released alone. An audit never proves a claim.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies.errors import AccountingError
+
 Losses = NDArray[np.float64]
 Neighbouring = Literal["add-or-remove-one", "replace-one"]
 _LARGE = 300.0  # logarithm of a number whose square is still a float
@@ -56,6 +58,8 @@ def _one_way(noise_multiplier: float, rate: float, adjacency: Any, interval: flo
     losses = np.arange(lowest, highest + 1) * interval
     x = _MET[adjacency.name](losses, noise_multiplier**2, rate)
     delta = mechanism.mu_upper_cdf(x) - np.exp(losses + mechanism.mu_lower_log_cdf(x))
+    if not np.isfinite(delta).all():
+        raise AccountingError(f"the losses of noise {noise_multiplier} at sampling rate {rate} are not sound numbers")
     return create_pmf_pessimistic_connect_dots_fixed_gap(interval, lowest, highest, np.clip(delta, 0.0, 1.0))
 
 

@@ -36,11 +36,13 @@ _READING = (
     "A canary is a unit of the audit's own with a coordinate that no record touches; its whole gradient lies there, so "
     "that one noisy sum shows noise alone or noise plus one clip norm. It goes through what records go through.",
     "The interval of a check comes from what was measured alone. A check fails a mechanism that is as claimed once in "
-    "a hundred thousand times at most, an attack once in a thousand; a bound at 95 % may pass a true claim oftener.",
+    "a hundred thousand times at most, an attack once in a thousand; a bound at 95 % may pass a true claim oftener. Of "
+    "shape, quietest step and the largest correlations, the last columns say what chance allows.",
     "The attack knows every noisy sum, more than a server ever sees, and guesses for the tenth of canaries that look "
     "most and the tenth that look least like members. Lower bounds: Steinke et al. 2023 (arXiv 2305.08846), for any "
     "mechanism; Mahloujifar et al. 2024 (arXiv 2410.22235), for Gaussian curves.",
-    "One run cannot show more than about half of a true ε. A bound far below the claim is no sign of slack.",
+    "One run seldom shows more than about two thirds of a true ε, and of few units next to nothing. A bound far below "
+    "the claim is no sign of slack.",
     "The δ of this page is smaller than a study's, for the bounds lose twice the canaries times δ.",
 )
 
@@ -153,6 +155,7 @@ def _attacks(facts: Facts) -> dict[str, Any]:
             ("ε at least", "any mechanism"),
             ("ε at least", "Gaussian curve"),
             ("Could have shown", "all guesses right"),
+            ("Contradicts", "once in 1,000 by chance"),
         ],
         "rows": [
             (
@@ -162,6 +165,7 @@ def _attacks(facts: Facts) -> dict[str, Any]:
                 floor(facts[key]["epsilon_lower_bound"]),
                 floor(facts[key]["epsilon_lower_bound_gaussian"]),
                 floor(facts[key]["most_that_can_be_shown"]),
+                "YES" if facts[key]["contradicted"] else "no" if facts[key]["can_contradict"] else "too few to tell",
             )
             for key, text in _LAYERS.items()
         ],

@@ -177,7 +177,7 @@ def _refuted(facts: Facts) -> dict[str, Any]:
         "title": "Warning: an audit contradicts the privacy claim",
         "sentences": (
             f"{facts['audit']['reason']}.",
-            "The numbers below are what was accounted; the mechanism that ran is another one.",
+            "The numbers below are what was accounted. Do not rest on them until it is known what the audit saw.",
         ),
     }
 
