@@ -147,7 +147,8 @@ def _attacks(facts: Facts) -> dict[str, Any]:
     return {
         "id": "",
         "label": "Attacks",
-        "caption": f"Lower bounds at 95 % confidence and δ = {delta}; claimed is {privacy(facts['claim']['epsilon'])}.",
+        "caption": f"Lower bounds at 95 % confidence and δ = {delta}; claimed is {privacy(facts['claim']['epsilon'])}. "
+        "On canaries the attack sees every noisy sum; on records, the silo's own units, the final model's losses.",
         "columns": [
             ("Attack on", ""),
             ("In the data", "by fair coins"),
@@ -159,7 +160,7 @@ def _attacks(facts: Facts) -> dict[str, Any]:
         ],
         "rows": [
             (
-                text,
+                key,
                 f"{facts[key]['included']} of {facts[key]['canaries']}",
                 f"{facts[key]['correct']} of {facts[key]['made']}",
                 floor(facts[key]["epsilon_lower_bound"]),
@@ -167,7 +168,7 @@ def _attacks(facts: Facts) -> dict[str, Any]:
                 floor(facts[key]["most_that_can_be_shown"]),
                 "YES" if facts[key]["contradicted"] else "no" if facts[key]["can_contradict"] else "too few to tell",
             )
-            for key, text in _LAYERS.items()
+            for key in _LAYERS
         ],
     }
 
