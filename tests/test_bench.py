@@ -153,8 +153,6 @@ def test_the_command_names_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> 
     assert "did you mean 'lstm'?" in capsys.readouterr().err
     assert guarded(app, arguments=["bench", "trainin"]) == 2
     assert "Did you mean 'training'?" in capsys.readouterr().err
-    assert guarded(app, arguments=["bench", "simulation"]) == 1
-    assert "not part of this version" in capsys.readouterr().err
 
 
 def test_the_command_prints_one_object(

@@ -309,7 +309,7 @@ WRITERS = {"csv": _write_csv, "parquet": _write_parquet}
 @pytest.mark.parametrize(("suffix", "row_bytes"), [("csv", 45), ("parquet", 32)])
 def test_a_narrow_table_trains_in_little_memory(suffix: str, row_bytes: int, full_tier: bool, tmp_path: Path) -> None:
     """2 GB of rows with four columns, the hardest case: 48 or 67 million rows; a small file in the smaller tier."""
-    size, limit = (2 * 2**30, 1536) if full_tier else (20 * 2**20, 480)
+    size, limit = (2 * 2**30, 1536) if full_tier else (8 * 2**20, 480)
     (tmp_path / "study.toml").write_text(study().text.replace("t.csv", f"t.{suffix}"))
     blocks = size // (100_000 * row_bytes) + 1
     WRITERS[suffix](tmp_path / f"t.{suffix}", frame(100_000).drop("person"), blocks)
