@@ -109,6 +109,10 @@ def simulate(
         facts["baselines"] = asdict(baselines(study, parts, test))
     if audited:
         facts["audit"] = _audit(study, silos[0], folder.path)
+        facts["unprotected"].append(
+            f"the audit: it trains on the records of {silos[0].name} without an entry in its ledger, as only a "
+            "simulation may"
+        )
     folder.record_report(facts)
     _write_pins(silos, out)
     return Outcome(folder=folder.path, facts=facts, silos=silos, seconds=time.monotonic() - began)

@@ -612,6 +612,7 @@ def test_a_run_can_be_audited(tmp_path: Path) -> None:
     outcome = simulate(study, base, out=tmp_path, audited=True, with_baselines=False)
     assert outcome.facts["audit"]["status"] == "run" and "no contradiction" in outcome.facts["audit"]["reason"]
     page = (outcome.folder / "report.html").read_text(encoding="utf-8")
+    assert "trains on the records of silo-1 without an entry in its ledger" in page
     assert "The crosses are what the audit" in page and (outcome.folder / "audit.html").exists()
     kept = json.loads((outcome.folder / "audit.json").read_text(encoding="utf-8"))
     assert kept["canaries"]["roc"] == outcome.facts["audit"]["roc"]
